@@ -1,0 +1,137 @@
+"""The arithmetic contract as plain NumPy: what every engine computes, bit for bit.
+
+Integers only. Sums wrap in 32 bits; a sum is brought back to 8 bits by a 31-bit multiplier and a
+power of two, in one of the roundings of :class:`weft_hw.instructions.Rounding`.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from weft_hw.instructions import Rounding
+
+__all__ = [
+    "INT32_MAX",
+    "INT32_MIN",
+    "quantize_multiplier",
+    "requantize",
+    "rounding_shift",
+    "saturate_int32",
+    "wrap_int32",
+]
+
+INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
+
+Int64Array = NDArray[np.int64]
+
+
+def wrap_int32(value: ArrayLike) -> Int64Array:
+    """Reduce modulo 2^32 into the int32 range (result dtype int64)."""
+    return np.asarray(value, dtype=np.int64).astype(np.int32).astype(np.int64)
+
+
+def saturate_int32(value: ArrayLike) -> Int64Array:
+    """Clamp into the int32 range (result dtype int64)."""
+    return np.clip(np.asarray(value, dtype=np.int64), INT32_MIN, INT32_MAX)
+
+
+def quantize_multiplier(scale: float) -> tuple[int, int]:
+    """A positive real scale as ``multiplier * 2**(exponent - 31)``.
+
+    The multiplier has 31 significant bits, rounded half away from zero, as in TFLite's
+    ``QuantizeMultiplier``; scales below 2^-32 give (0, 0).
+
+    Returns
+    -------
+    multiplier : int
+        In [2^30, 2^31), or 0.
+    exponent : int
+        In [-31, 30].
+
+    Raises
+    ------
+    ValueError
+        If the scale is negative, not finite or 2^30 and more.
+    """
+    if not math.isfinite(scale) or scale < 0:
+        raise ValueError(f"`scale` must be finite and not negative, not {scale!r}")
+    if scale == 0:
+        return 0, 0
+    mantissa, exponent = math.frexp(scale)
+    multiplier = math.floor(mantissa * (1 << 31) + 0.5)
+    if multiplier == 1 << 31:
+        multiplier, exponent = 1 << 30, exponent + 1
+    if exponent < -31:
+        return 0, 0
+    if exponent > 30:
+        raise ValueError(f"`scale` must be below 2^30, not {scale!r}")
+    return multiplier, exponent
+
+
+def rounding_shift(value: ArrayLike, shift: ArrayLike, tie: str) -> Int64Array:
+    """``value / 2**shift`` rounded to the nearest integer.
+
+    Parameters
+    ----------
+    value : int64 array
+    shift : int array
+        From 0 to 62, broadcast against ``value``.
+    tie : {"up", "even", "away"}
+        Where a half goes: to plus infinity, to the even neighbour, away from zero.
+    """
+    value = np.asarray(value, dtype=np.int64)
+    shift = np.asarray(shift, dtype=np.int64)
+    floor = value >> shift
+    discarded = value - (floor << shift)
+    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), np.int64(1))
+    round_tie = {"up": np.bool_(True), "even": (floor & 1) == 1, "away": value >= 0}[tie]
+    result: Int64Array = floor + ((discarded > half) | ((discarded == half) & round_tie))
+    return result
+
+
+def requantize(
+    value: ArrayLike, multiplier: ArrayLike, exponent: ArrayLike, rounding: Rounding
+) -> Int64Array:
+    """``value * multiplier * 2**(exponent - 31)``, rounded and saturated to int32.
+
+    Roundings:
+
+    * ``TWO_STEP``: the value is shifted left by a positive exponent (wrapping in 32 bits), then
+      ``high = floor((value * multiplier + 2^30) / 2^31)``, then ``high / 2^-exponent`` with halves
+      away from zero (TFLite's ``MultiplyByQuantizedMultiplier``: a saturating rounding doubling
+      high multiply and a rounding right shift).
+    * ``HALF_UP``, ``HALF_EVEN``: ``value * multiplier / 2^(31 - exponent)`` in one step, halves
+      towards plus infinity (TFLite's dense layers) or to even (ONNX Runtime, PyTorch).
+
+    Parameters
+    ----------
+    value : int array
+        int32 range.
+    multiplier : int array
+        From 0 to 2^31 - 1, broadcast against ``value``.
+    exponent : int array
+        From -31 to 31, broadcast against ``value``.
+    rounding : Rounding
+
+    Returns
+    -------
+    int64 array
+        In the int32 range.
+
+    Raises
+    ------
+    ValueError
+        If the rounding is stochastic, which needs random bits.
+    """
+    value = np.asarray(value, dtype=np.int64)
+    multiplier = np.asarray(multiplier, dtype=np.int64)
+    exponent = np.asarray(exponent, dtype=np.int64)
+    if rounding == Rounding.TWO_STEP:
+        shifted = wrap_int32(value << np.maximum(exponent, 0))
+        high = (shifted * multiplier + (1 << 30)) >> 31
+        return saturate_int32(rounding_shift(high, np.maximum(-exponent, 0), "away"))
+    if rounding == Rounding.STOCHASTIC:
+        raise ValueError("stochastic rounding needs random bits")
+    tie = "up" if rounding == Rounding.HALF_UP else "even"
+    return saturate_int32(rounding_shift(value * multiplier, 31 - exponent, tie))
