@@ -1,0 +1,226 @@
+"""Bias, left shift and requantization of one vector a cycle, in every rounding of the contract."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from weft_hw.instructions import Rounding
+
+__all__ = ["Requantizer"]
+
+COARSE_MASK = Const((1 << 56) - 1, 56)
+FINE_MASK = Const((1 << 7) - 1, 7)
+INT32_MAX = Const((1 << 31) - 1, 32)
+INT32_MIN = Const(1 << 31, 32)
+
+
+class Requantizer(wiring.Component):
+    """Scales every lane of a vector by a 31-bit multiplier and a power of two.
+
+    In each lane, with :func:`weft_hw.arithmetic.requantize`::
+
+        shifted = wrap32((value + bias) << pre_shift)
+        result  = shifted                                             if bypass
+                = requantize(shifted, multiplier, exponent, rounding) otherwise
+
+    Both forms of rounding go through one shifter. A one-step rounding shifts the product right by
+    ``31 - exponent``. The two-step rounding adds 2^30 to the product, clears what lies below 2^31
+    (the first rounding) and shifts by ``31 - min(exponent, 0)``; a positive exponent has already
+    shifted the value left. ``bypass`` multiplies by one and shifts by zero::
+
+        1 sum | 2 left shift | 3 four products | 4 inner sum | 5 product | 6, 7 shift | 8 round
+
+    A vector enters in every cycle with ``i_valid`` high and leaves ``latency`` cycles later; there
+    is no back-pressure. A stage without a vector does not switch.
+
+    Parameters
+    ----------
+    lanes : int
+
+    Members
+    -------
+    i_valid, o_valid : In(1), Out(1)
+    value, bias : In(signed(32)), an array of lanes
+    multiplier : In(31), an array of lanes
+    exponent : In(signed(8)), an array of lanes
+        From -31 to 31; the result for others is not defined.
+    pre_shift : In(5)
+    rounding : In(2)
+        A :class:`weft_hw.instructions.Rounding`, ``STOCHASTIC`` excepted.
+    bypass : In(1)
+    result : Out(signed(32)), an array of lanes
+    """
+
+    def __init__(self, lanes: int) -> None:
+        if not isinstance(lanes, int) or lanes < 1:
+            raise ValueError(f"`lanes` must be a positive integer, not {lanes!r}")
+        self._lanes = lanes
+        super().__init__(
+            {
+                "i_valid": In(1),
+                "value": In(signed(32)).array(lanes),
+                "bias": In(signed(32)).array(lanes),
+                "multiplier": In(31).array(lanes),
+                "exponent": In(signed(8)).array(lanes),
+                "pre_shift": In(5),
+                "rounding": In(2),
+                "bypass": In(1),
+                "o_valid": Out(1),
+                "result": Out(signed(32)).array(lanes),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a vector's entry to its result."""
+        return 8
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        # Element k belongs to stage k: the input is 0, the output register is `latency`.
+        stages = range(self.latency + 1)
+        valid = [Signal(name=f"valid_{k}") for k in stages]
+        two_step = [Signal(name=f"two_step_{k}", reset_less=True) for k in stages]
+        half_even = [Signal(name=f"half_even_{k}", reset_less=True) for k in stages]
+        m.d.comb += [
+            valid[0].eq(self.i_valid),
+            two_step[0].eq((self.rounding == Rounding.TWO_STEP) & ~self.bypass),
+            half_even[0].eq(self.rounding == Rounding.HALF_EVEN),
+            self.o_valid.eq(valid[self.latency]),
+        ]
+        for k in range(self.latency):
+            m.d.sync += valid[k + 1].eq(valid[k])
+            with m.If(valid[k]):
+                m.d.sync += [
+                    two_step[k + 1].eq(two_step[k]),
+                    half_even[k + 1].eq(half_even[k]),
+                ]
+        for lane in range(self._lanes):
+            self._elaborate_lane(m, lane, valid, two_step, half_even)
+        return m
+
+    def _elaborate_lane(
+        self,
+        m: Module,
+        lane: int,
+        valid: list[Signal],
+        two_step: list[Signal],
+        half_even: list[Signal],
+    ) -> None:
+        def register(name: str, shape: object) -> Signal:
+            return Signal(shape, name=f"{name}_{lane}", reset_less=True)
+
+        exponent = self.exponent[lane]
+
+        # 1: the biased sum, and how far it will be shifted to the left and to the right.
+        total = register("total", signed(32))
+        factor_1 = register("factor_1", 31)
+        left_1 = register("left_1", 6)
+        right_1 = register("right_1", 6)
+        with m.If(valid[0]):
+            m.d.sync += [
+                total.eq(self.value[lane] + self.bias[lane]),
+                factor_1.eq(Mux(self.bypass, 1, self.multiplier[lane])),
+                left_1.eq(self.pre_shift + Mux(two_step[0] & (exponent > 0), exponent[:5], 0)),
+            ]
+            with m.If(self.bypass):
+                m.d.sync += right_1.eq(0)
+            with m.Elif(two_step[0] & (exponent > 0)):
+                m.d.sync += right_1.eq(31)
+            with m.Else():
+                m.d.sync += right_1.eq(31 - exponent)
+
+        # 2: left shift modulo 2^32.
+        shifted = register("shifted", signed(32))
+        factor_2 = register("factor_2", 31)
+        right_2 = register("right_2", 6)
+        with m.If(valid[1]):
+            m.d.sync += [
+                # Never more than 64 bits wide, which a simulator does in one machine word.
+                shifted.eq(Mux(left_1[5], 0, (total.as_unsigned() << left_1[:5])[:32])),
+                factor_2.eq(factor_1),
+                right_2.eq(right_1),
+            ]
+
+        # 3: four products of 16 bits by 16, each in one multiplier block.
+        low_low = register("low_low", 32)
+        low_high = register("low_high", 31)
+        high_low = register("high_low", signed(32))
+        high_high = register("high_high", signed(31))
+        right_3 = register("right_3", 6)
+        value_low, value_high = shifted[:16], shifted[16:].as_signed()
+        with m.If(valid[2]):
+            m.d.sync += [
+                low_low.eq(value_low * factor_2[:16]),
+                low_high.eq(value_low * factor_2[16:]),
+                high_low.eq(value_high * factor_2[:16]),
+                high_high.eq(value_high * factor_2[16:]),
+                right_3.eq(right_2),
+            ]
+
+        # 4, 5: their sum; the first rounding's 2^30 is 2^14 in the inner one.
+        outer = register("outer", signed(63))
+        inner = register("inner", signed(34))
+        right_4 = register("right_4", 6)
+        with m.If(valid[3]):
+            m.d.sync += [
+                outer.eq(Cat(low_low, high_high).as_signed()),
+                inner.eq(low_high + high_low + Cat(Const(0, 14), two_step[3])),
+                right_4.eq(right_3),
+            ]
+        product = register("product", signed(63))
+        right_5 = register("right_5", 6)
+        with m.If(valid[4]):
+            m.d.sync += [
+                product.eq(Cat(outer[:16], (outer[16:].as_signed() + inner)[:47])),
+                right_5.eq(right_4),
+            ]
+
+        # 6, 7: right shift by eights, then by ones. The lowest bit stands for one half; `sticky`
+        # tells whether anything of the bits below it is set.
+        scaled = Signal(signed(64), name=f"scaled_{lane}")
+        m.d.comb += scaled.eq(Cat(Const(0, 1), product[:31] & ~two_step[5].replicate(31), product[31:]))
+        coarse = register("coarse", signed(64))
+        sticky_6 = register("sticky_6", 1)
+        right_6 = register("right_6", 3)
+        eights = Cat(Const(0, 3), right_5[3:])
+        eights_left = Cat(Const(7, 3), right_5[3:])  # inverted, 56 less the above
+        with m.If(valid[5]):
+            m.d.sync += [
+                coarse.eq(scaled >> eights),
+                sticky_6.eq((scaled[:56] & (COARSE_MASK >> ~eights_left)).any()),
+                right_6.eq(right_5[:3]),
+            ]
+        fine = register("fine", signed(64))
+        sticky_7 = register("sticky_7", 1)
+        with m.If(valid[6]):
+            m.d.sync += [
+                fine.eq(coarse >> right_6),
+                sticky_7.eq(sticky_6 | (coarse[:7] & (FINE_MASK >> ~right_6)).any()),
+            ]
+
+        # 8: the rounding decision, in this one place, and saturation.
+        half, odd, negative = fine[0], fine[1], fine[63]
+        increment = Signal(name=f"increment_{lane}")
+        with m.If(two_step[7]):
+            m.d.comb += increment.eq(half & (sticky_7 | ~negative))
+        with m.Elif(half_even[7]):
+            m.d.comb += increment.eq(half & (sticky_7 | odd))
+        with m.Else():
+            m.d.comb += increment.eq(half)
+        above = fine[32:]  # the sign of an int32 and everything above it
+        fits = Signal(name=f"fits_{lane}")
+        rounded = Signal(signed(33), name=f"rounded_{lane}")
+        m.d.comb += [
+            fits.eq(above.all() | ~above.any()),
+            rounded.eq(fine[1:33].as_signed() + increment),
+        ]
+        result = register("result", signed(32))
+        m.d.comb += self.result[lane].eq(result)
+        with m.If(valid[7]):
+            with m.If(~fits):
+                m.d.sync += result.eq(Mux(negative, INT32_MIN, INT32_MAX))
+            with m.Elif(rounded[32] != rounded[31]):  # the largest int32, rounded up
+                m.d.sync += result.eq(INT32_MAX)
+            with m.Else():
+                m.d.sync += result.eq(rounded)

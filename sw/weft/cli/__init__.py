@@ -1,0 +1,5 @@
+"""The `weft` command."""
+
+from weft.cli.application import main
+
+__all__ = ["main"]

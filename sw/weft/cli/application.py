@@ -1,0 +1,75 @@
+"""The command line: commands, and how failures are shown."""
+
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+from rich.console import Console
+
+from weft.cli import bench, compile_model, configuration, demonstration, doctor, run_model
+from weft_hw.errors import WeftError
+
+__all__ = ["application", "main"]
+
+USAGE_ERROR = 2
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+
+application = typer.Typer(
+    name="weft",
+    help="Low-bitwidth neural networks on a parameterizable systolic-array accelerator.\n\n"
+    "Every command takes --debug, which shows the traceback of a failure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+application.command("demo")(demonstration.demo)
+application.command("compile")(compile_model.compile_command)
+application.command("run")(run_model.run)
+application.command("verilog")(configuration.verilog)
+application.command("config")(configuration.config)
+application.command("doctor")(doctor.doctor)
+application.add_typer(bench.application, name="bench")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    A :class:`WeftError` is printed as one line and gives status 1, a misuse of the command line
+    gives 2, an internal error 70. With ``--debug`` anywhere, the exception itself is raised.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        status = application(words, standalone_mode=False)
+        return int(status or 0)
+    except click.exceptions.Abort:
+        console.print("interrupted")
+        return 130
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+    except click.ClickException as error:
+        if debug:
+            raise
+        error.show()
+        return USAGE_ERROR
+    except WeftError as error:
+        if debug:
+            raise
+        console.print("error: ", style="bold red", end="")
+        console.print(str(error), markup=False)
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        console.print("internal error: ", style="bold red", end="")
+        console.print(
+            f"{type(error).__name__}: {error} (please report it with the output of the same "
+            "command and --debug)",
+            markup=False,
+        )
+        return INTERNAL_ERROR

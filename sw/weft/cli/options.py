@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["ConfigOption", "EngineOption", "JsonOption", "LatencyOption", "ModelArgument"]
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A compiled Program, or a quantized .pt2 model.")
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", help="A preset's name or a JSON file.", metavar="NAME|FILE"),
+]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="functional or rtl.", metavar="functional|rtl")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output.")
+]
+LatencyOption = Annotated[
+    int, typer.Option("--latency", min=0, help="Memory read latency of rtl, in cycles.")
+]

@@ -1,0 +1,1 @@
+"""The demonstration: handwritten digits, trained, quantized, compiled and run on the RTL."""

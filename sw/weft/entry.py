@@ -1,0 +1,45 @@
+"""The one function that compiles whatever a user has: a graph or a PyTorch model."""
+
+from typing import Any
+
+from weft.compiler import compile_graph
+from weft.errors import UnsupportedModel
+from weft.ir import Graph
+from weft.program import Program
+from weft_hw.config import AcceleratorConfig, load_config
+
+__all__ = ["compile"]
+
+
+def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
+    """Compile a quantized model for one configuration.
+
+    Parameters
+    ----------
+    model : Graph, torch.fx.GraphModule or torch.export.ExportedProgram
+        PyTorch models come from ``convert_pt2e`` (see :mod:`weft.quantize`).
+    config : AcceleratorConfig or str
+        A configuration, the name of a preset or the path of a JSON file.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    UnsupportedModel
+        If the model holds what weft cannot compile; the message names the layer.
+    ConfigError
+        If there is no such configuration.
+    """
+    machine = config if isinstance(config, AcceleratorConfig) else load_config(config)
+    if isinstance(model, Graph):
+        return compile_graph(model, machine)
+    if type(model).__module__.partition(".")[0] == "torch" or hasattr(model, "graph"):
+        from weft.frontends.pytorch import from_torch
+
+        return compile_graph(from_torch(model), machine)
+    raise UnsupportedModel(
+        f"cannot compile a {type(model).__name__}: give a weft.Graph, or a torch GraphModule or "
+        "ExportedProgram that convert_pt2e made"
+    )

@@ -1,0 +1,176 @@
+"""The graph's rules, one function a kind of operation; see :mod:`weft.ir`."""
+
+import math
+
+import numpy as np
+
+from weft.ir import (
+    Add,
+    AveragePool2d,
+    Conv2d,
+    Flatten,
+    Graph,
+    GraphError,
+    Linear,
+    MaxPool2d,
+    Operation,
+    Rescale,
+    Tensor,
+    pool_output_size,
+)
+
+__all__ = ["verify_graph"]
+
+
+class _Rule(Exception):
+    """A broken rule, without its place."""
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise _Rule(text)
+
+
+def verify_graph(graph: Graph, after: str) -> None:
+    """Raise `GraphError` at the first broken rule."""
+    where = "the graph"
+    try:
+        _require(len(graph.by_name) == len(graph.tensors), "two tensors have one name")
+        _require(graph.layout in ("CHW", "HWC"), f"layout {graph.layout!r} is not known")
+        _require(bool(graph.inputs), "there is no input")
+        _require(bool(graph.outputs), "there is no output")
+        names = [operation.name for operation in graph.operations]
+        _require(len(set(names)) == len(names), "two operations have one name")
+        for tensor in graph.tensors:
+            where = f"tensor {tensor.name}"
+            _check_tensor(tensor)
+        defined = {tensor.name for tensor in graph.tensors if tensor.data is not None}
+        for name in graph.inputs:
+            where = f"input {name}"
+            _require(name in graph.by_name, "there is no such tensor")
+            _require(name not in defined, "is given twice or is constant")
+            defined.add(name)
+        for operation in graph.operations:
+            where = f"operation {operation.name} ({operation.kind})"
+            for name in operation.inputs:
+                _require(name in defined, f"reads {name} before it is computed")
+            _require(operation.output in graph.by_name, f"writes unknown tensor {operation.output}")
+            _require(operation.output not in defined, f"{operation.output} has two producers")
+            _check_operation(operation, graph)
+            defined.add(operation.output)
+        for name in graph.outputs:
+            where = f"output {name}"
+            _require(name in defined, "is never computed")
+    except _Rule as broken:
+        raise GraphError(f"after {after}: {where}: {broken}") from None
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    _require(len(tensor.shape) in (1, 3), f"shape {tensor.shape} is neither (H, W, C) nor (C,)")
+    _require(all(size > 0 for size in tensor.shape), f"shape {tensor.shape} is empty")
+    _require(
+        isinstance(tensor.scale, float) and math.isfinite(tensor.scale) and tensor.scale > 0,
+        f"scale {tensor.scale!r} is not a positive float",
+    )
+    _require(-128 <= tensor.zero_point <= 127, f"zero point {tensor.zero_point} is not an int8")
+    if tensor.data is not None:
+        _require(tensor.data.dtype == np.int8, f"data are {tensor.data.dtype}, not int8")
+        _require(tensor.data.shape == tensor.shape, f"data have shape {tensor.data.shape}")
+
+
+def _check_operation(operation: Operation, graph: Graph) -> None:
+    inputs = [graph.tensor(name) for name in operation.inputs]
+    output = graph.tensor(operation.output)
+    expected = 2 if isinstance(operation, Add) else 1
+    _require(len(inputs) == expected, f"has {len(inputs)} inputs, not {expected}")
+    clamp = getattr(operation, "clamp", (-128, 127))
+    _require(-128 <= clamp[0] <= clamp[1] <= 127, f"clamp {clamp} is not a range of int8")
+    match operation:
+        case Conv2d():
+            _check_conv(operation, inputs[0], output)
+        case Linear():
+            _check_linear(operation, inputs[0], output)
+        case MaxPool2d() | AveragePool2d():
+            _check_pool(operation, inputs[0], output)
+        case Add():
+            for tensor in inputs:
+                _require(tensor.shape == output.shape, f"{tensor.name} and {output.name} differ")
+        case Rescale():
+            _require(inputs[0].shape == output.shape, "input and output differ in shape")
+        case Flatten():
+            _require(operation.order in ("CHW", "HWC"), f"order {operation.order!r} is not known")
+            _require(output.shape == (inputs[0].elements,), f"gives a vector, not {output.shape}")
+            _check_same_quantization(inputs[0], output)
+        case _:
+            raise _Rule("is of no known kind")
+
+
+def _check_same_quantization(first: Tensor, second: Tensor) -> None:
+    _require(
+        (first.scale, first.zero_point) == (second.scale, second.zero_point),
+        "input and output differ in scale or zero point",
+    )
+
+
+def _check_weights(operation: Conv2d | Linear, channels: int) -> None:
+    weights, scales, bias = operation.weights, operation.weight_scales, operation.bias
+    _require(weights.dtype == np.int8, f"weights are {weights.dtype}, not int8")
+    _require(weights.shape[0] == channels, f"{weights.shape[0]} filters for {channels} channels")
+    _require(scales.dtype == np.float64, f"weight scales are {scales.dtype}, not float64")
+    _require(scales.shape == (channels,), f"weight scales have shape {scales.shape}")
+    _require(bool(np.all(np.isfinite(scales) & (scales > 0))), "weight scales must be positive")
+    if bias is not None:
+        _require(bias.dtype == np.int32, f"bias is {bias.dtype}, not int32")
+        _require(bias.shape == (channels,), f"bias has shape {bias.shape}")
+
+
+def _check_conv(operation: Conv2d, source: Tensor, output: Tensor) -> None:
+    _require(len(source.shape) == 3 and len(output.shape) == 3, "works on images")
+    _require(operation.weights.ndim == 4, "weights must have four axes")
+    _check_weights(operation, output.shape[2])
+    _, height, width, depth = operation.weights.shape
+    _require(operation.groups >= 1, f"{operation.groups} groups")
+    _require(
+        depth * operation.groups == source.shape[2],
+        f"weights of depth {depth} with {operation.groups} groups on {source.shape[2]} channels",
+    )
+    _check_window(operation, (height, width), operation.dilation, source, output)
+
+
+def _check_linear(operation: Linear, source: Tensor, output: Tensor) -> None:
+    _require(len(source.shape) == 1 and len(output.shape) == 1, "works on vectors")
+    _require(operation.weights.ndim == 2, "weights must have two axes")
+    _check_weights(operation, output.shape[0])
+    _require(
+        operation.weights.shape[1] == source.shape[0],
+        f"weights take {operation.weights.shape[1]} values, the input has {source.shape[0]}",
+    )
+
+
+def _check_pool(operation: MaxPool2d | AveragePool2d, source: Tensor, output: Tensor) -> None:
+    _require(len(source.shape) == 3 and len(output.shape) == 3, "works on images")
+    _require(source.shape[2] == output.shape[2], "input and output differ in channels")
+    if isinstance(operation, MaxPool2d):
+        _check_same_quantization(source, output)
+    for axis, kernel in zip(operation.padding, operation.kernel, strict=True):
+        _require(max(axis) < kernel, f"padding {axis} of a window of {kernel} leaves windows empty")
+    _check_window(operation, operation.kernel, (1, 1), source, output)
+
+
+def _check_window(
+    operation: Conv2d | MaxPool2d | AveragePool2d,
+    kernel: tuple[int, int],
+    dilation: tuple[int, int],
+    source: Tensor,
+    output: Tensor,
+) -> None:
+    for axis in range(2):
+        padding, stride = operation.padding[axis], operation.stride[axis]
+        _require(min(padding) >= 0, f"padding {padding} is negative")
+        _require(kernel[axis] >= 1, f"kernel {kernel} is empty")
+        _require(stride >= 1 and dilation[axis] >= 1, "stride and dilation must be positive")
+        size = pool_output_size(source.shape[axis], kernel[axis], stride, padding, dilation[axis])
+        _require(
+            size == output.shape[axis],
+            f"axis {axis} of the output must be {size}, not {output.shape[axis]}",
+        )
