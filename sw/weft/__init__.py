@@ -9,7 +9,7 @@ from weft.errors import InputError, ProgramFormatError, UnsupportedModel, WeftEr
 
 if TYPE_CHECKING:
     from weft.entry import compile
-    from weft.frontends.pytorch import save_pt2
+    from weft.frontends.pt2_file import save_pt2
     from weft.ir import Graph
     from weft.program import Program
     from weft.session import Session
@@ -40,7 +40,7 @@ _HOMES = {
     "Session": "weft.session",
     "compile": "weft.entry",
     "load_config": "weft_hw.config",
-    "save_pt2": "weft.frontends.pytorch",
+    "save_pt2": "weft.frontends.pt2_file",
 }
 
 

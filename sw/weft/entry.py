@@ -36,9 +36,9 @@ def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
     if isinstance(model, Graph):
         return compile_graph(model, machine)
     if type(model).__module__.partition(".")[0] == "torch" or hasattr(model, "graph"):
-        from weft.frontends.pytorch import from_torch
+        from weft.frontends.pytorch import graph_from_torch
 
-        return compile_graph(from_torch(model), machine)
+        return compile_graph(graph_from_torch(model), machine)
     raise UnsupportedModel(
         f"cannot compile a {type(model).__name__}: give a weft.Graph, or a torch GraphModule or "
         "ExportedProgram that convert_pt2e made"

@@ -1,0 +1,80 @@
+"""What the parts of the vector engine tell each other about an instruction and about a vector."""
+
+from amaranth.hdl import signed
+from amaranth.lib import data
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.instructions import COUNT_BITS, LOOPS_VECTOR, STRIDE_BITS
+
+__all__ = [
+    "LOCAL_BITS",
+    "RESULT_ENTRIES",
+    "SLOTS",
+    "controls_layout",
+    "tag_layout",
+    "token_layout",
+]
+
+SLOTS = 2
+"""Instructions that may be in the pipeline at a time."""
+
+RESULT_ENTRIES = 32
+"""Vectors between their last read and their write: the pipeline's depth and some stalls."""
+
+LOCAL_BITS = STRIDE_BITS + COUNT_BITS + (LOOPS_VECTOR - 1).bit_length()
+"""Enough for any sum of a base and six indices times strides: no address can wrap into range."""
+
+
+def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """What the pipeline needs of an instruction; kept in one of ``SLOTS`` until it retires."""
+    return data.StructLayout(
+        {
+            "head_maximum": 1,
+            "a_wide": 1,  # operand from accumulators
+            "a_zero_point": signed(8),
+            "b_used": 1,
+            "b_wide": 1,
+            "b_zero_point": signed(8),
+            "use_bias": 1,
+            "pre_shift": 5,
+            "bypass": 1,  # no scaling
+            "scale_parameter": 1,  # multiplier and exponent from the parameter row
+            "multiplier": 31,
+            "exponent": signed(8),
+            "rounding": 2,
+            "tail_add": 1,
+            "tail_maximum": 1,
+            "zero_point": signed(16),
+            "clamp_low": signed(32),
+            "clamp_high": signed(32),
+            "wide": 1,  # results to accumulators
+            "last_strobe": config.columns,  # lanes written in the last channel tile
+        }
+    )
+
+
+def token_layout() -> data.StructLayout:
+    """What travels with one window element whose operands have been requested."""
+    return data.StructLayout(
+        {
+            "valid": 1,
+            "slot": 1,
+            "exists": 1,  # A was read; otherwise it does not count
+            "first": 1,  # of its window
+            "last": 1,  # of its window; B comes with it
+            "a_held": 1,  # the operand had been accepted in an earlier cycle than the step
+            "b_held": 1,
+        }
+    )
+
+
+def tag_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """What waits for a vector's result."""
+    return data.StructLayout(
+        {
+            "address": max(config.activation_address_bits, config.accumulator_address_bits),
+            "last_tile": 1,
+            "slot": 1,
+            "final": 1,  # the instruction's last vector
+        }
+    )

@@ -1,0 +1,122 @@
+"""Vectors become images, so that one mapping serves convolutions and dense layers alike."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from weft.errors import UnsupportedModel
+from weft.ir import Conv2d, Flatten, Graph, Linear, Operation, Tensor
+from weft.passes.base import Pass
+
+__all__ = ["ImagesOnly"]
+
+
+@dataclass(frozen=True)
+class ImagesOnly(Pass):
+    """Afterwards every tensor is (height, width, channels) and no Linear or Flatten is left.
+
+    * A vector of n values becomes an image of one pixel with n channels, and a Linear a 1x1
+      convolution of it.
+    * A Flatten disappears: its result is the image itself. A Linear on it becomes a convolution
+      whose kernel covers the whole image, so that no element has to move; its weight columns are
+      permuted from the model's order into [kernel row, kernel column, channel].
+    * A flattened image that is a graph output stays an image too; who hands the output over puts
+      its elements into the model's order (``Program`` records it as a host operation).
+
+    Only what works element by element (Add, Rescale) may stand between a Flatten and its Linear.
+
+    Raises
+    ------
+    UnsupportedModel
+        If an Add mixes a flattened image with a vector of another arrangement.
+    """
+
+    def apply(self, graph: Graph) -> Graph:
+        state = _State(graph)
+        operations = [state.rewrite(operation) for operation in graph.operations]
+        return dataclasses.replace(
+            graph,
+            tensors=tuple(state.images.values()),
+            inputs=tuple(state.alias(name) for name in graph.inputs),
+            outputs=tuple(state.alias(name) for name in graph.outputs),
+            operations=tuple(operation for operation in operations if operation is not None),
+        )
+
+
+class _State:
+    """The rewriting of one graph: images so far, and for each vector how it lies in its image."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.aliases: dict[str, str] = {}
+        self.order: dict[str, str] = {}  # of vectors that are images of more than one pixel
+        self.images: dict[str, Tensor] = {}
+        for tensor in graph.tensors:
+            if tensor.data is not None or tensor.name in graph.inputs:
+                self.images[tensor.name] = _as_image(tensor)
+
+    def alias(self, name: str) -> str:
+        return self.aliases.get(name, name)
+
+    def rewrite(self, operation: Operation) -> Operation | None:
+        output = self.graph.tensor(operation.output)
+        if isinstance(operation, Flatten):
+            source = self.alias(operation.inputs[0])
+            self.aliases[operation.output] = source
+            height, width, channels = self.images[source].shape
+            already = operation.inputs[0] in self.order  # flattening a vector changes nothing
+            if already:
+                self.order[operation.output] = self.order[operation.inputs[0]]
+            elif height * width > 1 and channels > 1:
+                self.order[operation.output] = operation.order
+            return None
+        inputs = tuple(self.alias(name) for name in operation.inputs)
+        source = self.images[inputs[0]].shape
+        if isinstance(operation, Linear):
+            self.images[output.name] = _as_image(output)
+            order = self.order.get(operation.inputs[0], "HWC")
+            return _as_convolution(operation, inputs, source, order)
+        if len(output.shape) == 1:  # element by element: the result lies as its operands do
+            orders = {self.order.get(name, "HWC") for name in operation.inputs}
+            shapes = {self.images[name].shape for name in inputs}
+            if len(orders) > 1 or len(shapes) > 1:
+                raise UnsupportedModel(
+                    f"{operation.name} ({operation.source or operation.kind}): adds a flattened "
+                    "image to a vector of another origin; add before flattening instead"
+                )
+            if operation.inputs[0] in self.order:
+                self.order[output.name] = self.order[operation.inputs[0]]
+            output = dataclasses.replace(output, shape=source)
+        self.images[output.name] = output
+        return dataclasses.replace(operation, inputs=inputs)
+
+
+def _as_image(tensor: Tensor) -> Tensor:
+    if len(tensor.shape) == 3:
+        return tensor
+    shape = (1, 1, *tensor.shape)
+    data = None if tensor.data is None else tensor.data.reshape(shape)
+    return dataclasses.replace(tensor, shape=shape, data=data)
+
+
+def _as_convolution(
+    linear: Linear, inputs: tuple[str, ...], source: tuple[int, ...], order: str
+) -> Conv2d:
+    height, width, channels = source
+    filters = linear.weights.shape[0]
+    if order == "CHW":
+        weights = linear.weights.reshape(filters, channels, height, width).transpose(0, 2, 3, 1)
+    else:
+        weights = linear.weights.reshape(filters, height, width, channels)
+    return Conv2d(
+        name=linear.name,
+        inputs=inputs,
+        output=linear.output,
+        source=linear.source,
+        weights=np.ascontiguousarray(weights),
+        weight_scales=linear.weight_scales,
+        bias=linear.bias,
+        clamp=linear.clamp,
+        rounding=linear.rounding,
+    )
