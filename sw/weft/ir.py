@@ -4,23 +4,23 @@ A front end builds a :class:`Graph` from a model; passes rewrite it; the compile
 
 What a front end owes the compiler
 ----------------------------------
-* Every number is exact, as the model has it: scales are Python floats (float64 values of whatever the
-  model stores), zero points Python ints, weights int8 arrays, bias an int32 array at the scale
+* Every number is exact, as the model has it: scales are Python floats (float64 values of whatever
+  the model stores), zero points Python ints, weights int8 arrays, bias an int32 array at the scale
   ``input scale * weight scale[channel]`` and zero point 0. Nothing is pre-multiplied or rounded.
-* Shapes carry no batch axis. Images are ``(height, width, channels)``, vectors ``(channels,)``. A model
-  that itself has channels first (PyTorch) says so by ``Graph.layout = "CHW"``: its inputs and outputs
-  are then handed over by the user as (C, H, W), while every shape *here* stays (H, W, C).
-* Conv2d weights are ``[out, kernel row, kernel column, in]``; Linear weights ``[out, in]``, with columns
-  in the order of the vector that the Linear reads. After a ``Flatten`` with ``order="CHW"`` that is the
-  model's own order: a pass, not the front end, permutes columns.
+* Shapes carry no batch axis. Images are ``(height, width, channels)``, vectors ``(channels,)``. A
+  model that itself has channels first (PyTorch) says so by ``Graph.layout = "CHW"``: its inputs and
+  outputs are then handed over by the user as (C, H, W), while every shape *here* stays (H, W, C).
+* Conv2d weights are ``[out, kernel row, kernel column, in]``; Linear weights ``[out, in]``, with
+  columns in the order of the vector that the Linear reads. After a ``Flatten`` with ``order="CHW"``
+  that is the model's own order: a pass, not the front end, permutes columns.
 * A fused ReLU or clamp is the operation's ``clamp``, in output codes: ReLU is
-  ``(output zero point, 127)``, no activation is ``(-128, 127)``. One that the model quantizes separately
-  from its producer is a :class:`Rescale`.
-* ``name`` of an operation is unique and short (it names the layer in reports); ``source`` is where it
-  comes from in the model, for people (node name, module path, or file and line).
+  ``(output zero point, 127)``, no activation is ``(-128, 127)``. One that the model quantizes
+  separately from its producer is a :class:`Rescale`.
+* ``name`` of an operation is unique and short (it names the layer in reports); ``source`` is where
+  it comes from in the model, for people (node name, module path, or file and line).
 * Operations are in topological order; each tensor has one producer.
 
-What each operation computes, with ``q`` codes, ``s`` scales, ``z`` zero points of input and output::
+What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
 
     Conv2d, Linear   q_out = clamp(z_out + round((bias[c] + sum w * (q - z)) * s * s_w[c] / s_out))
     Add              q_out = clamp(z_out + round((s_1 (q_1 - z_1) + s_2 (q_2 - z_2)) / s_out))

@@ -1,4 +1,4 @@
-"""The requantizer against the arithmetic contract, for every rounding, at the edges and at random."""
+"""The requantizer against the arithmetic contract: each rounding, at its edges and at random."""
 
 import gc
 import random
@@ -21,8 +21,10 @@ EXPONENTS = (-31, -30, -17, -9, -8, -7, -2, -1, 0, 1, 2, 7, 8, 16, 30, 31)
 def random_value(rng: random.Random) -> int:
     """Any magnitude is as likely as any other, so that ties and saturation both happen."""
     magnitude = rng.getrandbits(rng.randint(0, 32))
-    return rng.choice(VALUES) if rng.random() < 0.2 else ((magnitude + (1 << 31)) % (1 << 32)) - (
-        1 << 31
+    return (
+        rng.choice(VALUES)
+        if rng.random() < 0.2
+        else ((magnitude + (1 << 31)) % (1 << 32)) - (1 << 31)
     )
 
 

@@ -179,7 +179,9 @@ class Requantizer(wiring.Component):
         # 6, 7: right shift by eights, then by ones. The lowest bit stands for one half; `sticky`
         # tells whether anything of the bits below it is set.
         scaled = Signal(signed(64), name=f"scaled_{lane}")
-        m.d.comb += scaled.eq(Cat(Const(0, 1), product[:31] & ~two_step[5].replicate(31), product[31:]))
+        m.d.comb += scaled.eq(
+            Cat(Const(0, 1), product[:31] & ~two_step[5].replicate(31), product[31:])
+        )
         coarse = register("coarse", signed(64))
         sticky_6 = register("sticky_6", 1)
         right_6 = register("right_6", 3)

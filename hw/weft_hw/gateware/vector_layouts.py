@@ -1,6 +1,6 @@
 """What the parts of the vector engine tell each other about an instruction and about a vector."""
 
-from amaranth.hdl import signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from weft_hw.config import AcceleratorConfig
@@ -10,7 +10,9 @@ __all__ = [
     "LOCAL_BITS",
     "RESULT_ENTRIES",
     "SLOTS",
+    "control",
     "controls_layout",
+    "step_layout",
     "tag_layout",
     "token_layout",
 ]
@@ -49,6 +51,35 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
             "clamp_high": signed(32),
             "wide": 1,  # results to accumulators
             "last_strobe": config.columns,  # lanes written in the last channel tile
+        }
+    )
+
+
+def control(m: Module, controls: data.View, slot: Value, name: str, stage: str = "") -> Signal:
+    """That field of the instruction in that slot, as a signal ``name`` and ``stage``."""
+    first, second = (getattr(controls[i], name) for i in range(SLOTS))
+    chosen = Signal(first.shape(), name=name + stage)
+    m.d.comb += chosen.eq(Mux(slot, second, first))
+    return chosen
+
+
+def step_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """One trip of an instruction's loop nest: what to read, and where the result goes."""
+    address = max(config.activation_address_bits, config.accumulator_address_bits)
+    return data.StructLayout(
+        {
+            "a_address": address,
+            "a_narrow": 1,  # to be read from the activation scratchpad
+            "a_wide": 1,  # to be read from the accumulator memory
+            "b_address": address,
+            "b_narrow": 1,
+            "b_wide": 1,
+            "parameter": max(1, (config.parameter_rows - 1).bit_length()),
+            "exists": 1,
+            "first": 1,
+            "last": 1,
+            "tag": tag_layout(config),
+            "bad": 1,  # an address lies outside its memory
         }
     )
 

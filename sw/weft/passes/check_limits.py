@@ -50,7 +50,9 @@ def _check(operation: Operation, graph: Graph) -> None:
         refuse("stochastic rounding is not supported")
     if isinstance(operation, Conv2d):
         if operation.groups != 1:
-            refuse(f"{operation.groups} groups: only ordinary convolutions are supported (groups=1)")
+            refuse(
+                f"{operation.groups} groups: only ordinary convolutions are supported (groups=1)"
+            )
         if operation.dilation != (1, 1):
             refuse(f"dilation {operation.dilation} is not supported (only 1)")
         zero = graph.tensor(operation.inputs[0]).zero_point

@@ -29,12 +29,19 @@ class ImagesOnly(Pass):
     Raises
     ------
     UnsupportedModel
-        If an Add mixes a flattened image with a vector of another arrangement.
+        If an Add mixes a flattened image with a vector of another arrangement, or an output is
+        flattened in another order than the model's images have.
     """
 
     def apply(self, graph: Graph) -> Graph:
         state = _State(graph)
         operations = [state.rewrite(operation) for operation in graph.operations]
+        for name in graph.outputs:
+            if state.order.get(name, graph.layout) != graph.layout:
+                raise UnsupportedModel(
+                    f"output {name} is an image flattened in the order {state.order[name]}, but "
+                    f"the model's images are {graph.layout}"
+                )
         return dataclasses.replace(
             graph,
             tensors=tuple(state.images.values()),
@@ -62,9 +69,9 @@ class _State:
     def rewrite(self, operation: Operation) -> Operation | None:
         output = self.graph.tensor(operation.output)
         if isinstance(operation, Flatten):
-            source = self.alias(operation.inputs[0])
-            self.aliases[operation.output] = source
-            height, width, channels = self.images[source].shape
+            image = self.alias(operation.inputs[0])
+            self.aliases[operation.output] = image
+            height, width, channels = self.images[image].shape
             already = operation.inputs[0] in self.order  # flattening a vector changes nothing
             if already:
                 self.order[operation.output] = self.order[operation.inputs[0]]

@@ -1,0 +1,261 @@
+"""The core: engines, memories, dispatch and fault control; everything that a soft reset resets."""
+
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.accumulator_memory import AccumulatorMemory
+from weft_hw.gateware.bus import AxiPort, ReadArbiter, constant_axi_fields
+from weft_hw.gateware.counters import COUNTER_NAMES, Counters
+from weft_hw.gateware.dispatch import Dispatch
+from weft_hw.gateware.fault_control import FaultControl
+from weft_hw.gateware.fetch import Fetch
+from weft_hw.gateware.load import LoadEngine
+from weft_hw.gateware.matrix import MatrixEngine
+from weft_hw.gateware.parameter_memory import ParameterMemory
+from weft_hw.gateware.scratchpad import Scratchpad
+from weft_hw.gateware.store import StoreEngine
+from weft_hw.gateware.vector import VectorEngine
+from weft_hw.instructions import DRAM_BITS, Queue
+from weft_hw.registers import FaultCause
+
+__all__ = ["Core"]
+
+
+class Core(wiring.Component):
+    """Runs one program at a time: from ``start`` until ``done`` or, after a fault, ``halted``.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    start : In(1)
+        Allowed only if neither ``running`` nor ``halted``.
+    abort : In(1)
+        Bring the machine to rest as after a fault.
+    program_address : In(40)
+        Held while the program runs.
+    watchdog_limit : In(32)
+    running : Out(1)
+        From the cycle after ``start`` to ``done`` or ``halted``.
+    done : Out(1)
+        High for the last cycle of ``running``, if the program came to its END.
+    halted : Out(1)
+        High from the end of ``running`` to reset, after a fault or ``abort``.
+    faulted, cause, sticky, queue, instruction, address : Out
+        See :class:`FaultControl`.
+    head_offset : Out(32), array by queue
+        Byte offset of the oldest instruction that has not retired.
+    cycles, counts : Out(64), Out(32) array
+        See :class:`Counters`.
+    started, retired : Out(4)
+        One bit a queue.
+    axi : Out(AxiPort)
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        queues = len(Queue)
+        super().__init__(
+            {
+                "start": In(1),
+                "abort": In(1),
+                "program_address": In(DRAM_BITS),
+                "watchdog_limit": In(32),
+                "running": Out(1),
+                "done": Out(1),
+                "halted": Out(1),
+                "faulted": Out(1),
+                "cause": Out(FaultCause),
+                "sticky": Out(32),
+                "queue": Out(range(queues + 1)),
+                "instruction": Out(32),
+                "address": Out(DRAM_BITS),
+                "head_offset": Out(32).array(queues),
+                "cycles": Out(64),
+                "counts": Out(32).array(len(COUNTER_NAMES)),
+                "started": Out(queues),
+                "retired": Out(queues),
+                "axi": Out(AxiPort(config)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.submodules.load = load = LoadEngine(config)
+        m.submodules.matrix = matrix = MatrixEngine(config)
+        m.submodules.vector = vector = VectorEngine(config)
+        m.submodules.store = store = StoreEngine(config)
+        engines = {
+            Queue.LOAD: load,
+            Queue.MATRIX: matrix,
+            Queue.VECTOR: vector,
+            Queue.STORE: store,
+        }
+        ports = [engines[queue].engine for queue in Queue]
+        m.submodules.dispatch = dispatch = Dispatch(config)
+        m.submodules.fetch = fetch = Fetch(config)
+        m.submodules.faults = faults = FaultControl()
+        m.submodules.counters = counters = Counters()
+
+        for queue, engine in engines.items():
+            connect(m, getattr(dispatch, queue.name.lower()), engine.engine)
+        self._connect_memories(m, load, matrix, vector, store, faults.stop)
+        self._connect_bus(m, fetch, load, store)
+        self._connect_control(m, dispatch, fetch, faults)
+        self._connect_faults(m, dispatch, fetch, faults, ports)
+        self._connect_counters(m, dispatch, counters, ports)
+        m.d.comb += [
+            counters.read_beats.eq(load.beat),
+            counters.fetch_beats.eq(fetch.beat),
+            counters.write_beats.eq(store.beat),
+        ]
+        return m
+
+    def _connect_memories(
+        self,
+        m: Module,
+        load: LoadEngine,
+        matrix: MatrixEngine,
+        vector: VectorEngine,
+        store: StoreEngine,
+        inhibit: Signal,
+    ) -> None:
+        config = self._config
+        line = config.line_bytes
+        activation_reads = [matrix.left, vector.a, vector.b, store.activation]
+        activation_writes = [load.activation, vector.result]
+        m.submodules.activation = activation = Scratchpad(
+            config.activation_bytes,
+            config.activation_banks,
+            line,
+            readers=len(activation_reads),
+            writers=len(activation_writes),
+        )
+        m.submodules.weight = weight = Scratchpad(
+            config.weight_bytes, config.weight_banks, line, readers=1, writers=1
+        )
+        m.submodules.accumulator = accumulator = AccumulatorMemory(config, readers=2, writers=1)
+        m.submodules.parameter = parameter = ParameterMemory(config)
+        for requester, port in zip(activation_reads, activation.reads):
+            connect(m, requester, port)
+        for requester, port in zip(activation_writes, activation.writes):
+            connect(m, requester, port)
+        connect(m, matrix.top, weight.reads[0])
+        connect(m, load.weight, weight.writes[0])
+        connect(m, matrix.update, accumulator.update)
+        connect(m, vector.accumulator_a, accumulator.reads[0])
+        connect(m, vector.accumulator_b, accumulator.reads[1])
+        connect(m, vector.accumulator_result, accumulator.writes[0])
+        connect(m, load.parameter, parameter.write)
+        connect(m, vector.parameters, parameter.read)
+        for memory in (activation, weight, accumulator, parameter):
+            m.d.comb += memory.inhibit.eq(inhibit)
+
+    def _connect_bus(self, m: Module, fetch: Fetch, load: LoadEngine, store: StoreEngine) -> None:
+        axi = self.axi
+        m.submodules.read_arbiter = arbiter = ReadArbiter(self._config)
+        connect(m, fetch.axi, arbiter.fetch)
+        connect(m, load.axi, arbiter.load)
+        for manager in (arbiter.axi, store.axi):
+            for name, member in manager.signature.members.items():
+                ours, theirs = getattr(axi, name), getattr(manager, name)
+                m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
+        for name, value in constant_axi_fields(self._config).items():
+            m.d.comb += getattr(axi, name).eq(value)
+
+    def _connect_control(
+        self, m: Module, dispatch: Dispatch, fetch: Fetch, faults: FaultControl
+    ) -> None:
+        connect(m, fetch.words, dispatch.words)
+        m.d.comb += [
+            dispatch.start.eq(self.start),
+            dispatch.program_address.eq(self.program_address),
+            dispatch.fetch_busy.eq(fetch.bus_busy),
+            dispatch.stop.eq(faults.stop),
+            fetch.start.eq(dispatch.fetch_start),
+            fetch.address.eq(self.program_address),
+            fetch.ended.eq(dispatch.fetch_ended),
+            fetch.stop.eq(faults.stop),
+            self.done.eq(dispatch.done),
+            self.started.eq(dispatch.started),
+            self.retired.eq(dispatch.retired),
+            self.halted.eq(faults.halted),
+        ]
+        with m.If(self.start):
+            m.d.sync += self.running.eq(1)
+        with m.Elif(self.done | self.halted):
+            m.d.sync += self.running.eq(0)
+        for ours, theirs in zip(self.head_offset, dispatch.oldest_offset):
+            m.d.comb += ours.eq(theirs)
+
+    def _connect_faults(
+        self,
+        m: Module,
+        dispatch: Dispatch,
+        fetch: Fetch,
+        faults: FaultControl,
+        ports: list[wiring.PureInterface],
+    ) -> None:
+        reports = [port.fault for port in ports] + [dispatch.fault]
+        for report, target in zip(reports, faults.reports):
+            connect(m, report, target)
+        connect(m, dispatch.overflow, faults.overflow)
+        axi = self.axi
+        transfers = [
+            getattr(axi, f"{channel}valid") & getattr(axi, f"{channel}ready")
+            for channel in ("ar", "r", "aw", "w", "b")
+        ]
+        advanced = [port.busy & ~port.stall for port in ports]
+        m.d.comb += [
+            faults.overflow_queue.eq(dispatch.overflow_queue),
+            faults.running.eq(self.running),
+            faults.abort.eq(self.abort),
+            faults.limit.eq(self.watchdog_limit),
+            faults.progress.eq(
+                dispatch.started.any() | dispatch.retired.any() | reduce(or_, advanced)
+            ),
+            faults.bus_progress.eq(reduce(or_, transfers)),
+            faults.bus_busy.eq(
+                Cat(
+                    ports[Queue.LOAD].bus_busy,
+                    ports[Queue.MATRIX].bus_busy,
+                    ports[Queue.VECTOR].bus_busy,
+                    ports[Queue.STORE].bus_busy,
+                    fetch.bus_busy,
+                )
+            ),
+            faults.busy.eq(Cat(port.busy for port in ports)),
+            faults.waiting.eq(dispatch.waiting),
+        ]
+        for offsets in ("head_offset", "oldest_offset"):
+            for target, source in zip(getattr(faults, offsets), getattr(dispatch, offsets)):
+                m.d.comb += target.eq(source)
+        for name in ("faulted", "cause", "sticky", "queue", "instruction", "address"):
+            m.d.comb += getattr(self, name).eq(getattr(faults, name))
+
+    def _connect_counters(
+        self,
+        m: Module,
+        dispatch: Dispatch,
+        counters: Counters,
+        ports: list[wiring.PureInterface],
+    ) -> None:
+        m.d.comb += [
+            counters.clear.eq(self.start),
+            counters.running.eq(self.running),
+            counters.retired.eq(dispatch.retired),
+            counters.busy.eq(Cat(port.busy for port in ports)),
+            counters.wait.eq(dispatch.waiting),
+            counters.stall.eq(Cat(port.busy & port.stall for port in ports)),
+            self.cycles.eq(counters.cycles),
+        ]
+        for ours, theirs in zip(self.counts, counters.counts):
+            m.d.comb += ours.eq(theirs)

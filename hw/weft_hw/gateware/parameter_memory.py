@@ -1,0 +1,77 @@
+"""Memory of per-channel parameters: rows of biases, multipliers and exponents."""
+
+from amaranth.hdl import Cat, Module, Signal, unsigned
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.interfaces import ParameterReadPort, WritePort
+
+__all__ = ["ParameterMemory"]
+
+
+class ParameterMemory(wiring.Component):
+    """Rows of ``columns`` biases, multipliers and exponents; written by beats, read by rows.
+
+    Byte ``row * parameter_row_pitch + i`` is byte i of the row in DRAM order. Bytes from
+    ``9 * columns`` to the pitch are dropped.
+
+    Flow control: both ports are always ready. A write is one whole bus beat at an address aligned
+    to beats: it takes place if bit 0 of its strobes is set. A read of the row that is being written
+    in the same cycle gives the old or the new beat.
+
+    Timing: a row comes two cycles after its address (memory, then register).
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    write : In(WritePort(bits of parameter_bytes, bus_bytes))
+    read : In(ParameterReadPort(config))
+    inhibit : In(1)
+        Writes change nothing.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        address_bits = (config.parameter_bytes - 1).bit_length()
+        super().__init__(
+            {
+                "write": In(WritePort(address_bits, config.bus_bytes)),
+                "read": In(ParameterReadPort(config)),
+                "inhibit": In(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        beat_bits = (config.bus_bytes - 1).bit_length()
+        row_bits = (config.parameter_row_pitch - 1).bit_length()
+        beats = config.parameter_row_bytes // config.bus_bytes
+        beat = self.write.address[beat_bits:row_bits]
+        m.d.comb += self.write.ready.eq(1)
+
+        words = []
+        for number in range(beats):
+            # The last beat's tail lies beyond the row.
+            used = min(8 * config.bus_bytes, 72 * config.columns - 8 * config.bus_bytes * number)
+            cells = memory.Memory(shape=unsigned(used), depth=config.parameter_rows, init=[])
+            m.submodules[f"beat_{number}"] = cells
+            write, read = cells.write_port(), cells.read_port()
+            m.d.comb += [
+                write.addr.eq(self.write.address[row_bits:]),
+                write.data.eq(self.write.data),
+                write.en.eq(
+                    self.write.valid & self.write.strobe[0] & ~self.inhibit & (beat == number)
+                ),
+                read.addr.eq(self.read.address),
+                read.en.eq(1),
+            ]
+            words.append(read.data)
+        row = Signal(72 * config.columns, reset_less=True)
+        m.d.sync += row.eq(Cat(words))
+        m.d.comb += self.read.data.eq(row)
+        return m

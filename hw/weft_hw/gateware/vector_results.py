@@ -1,0 +1,145 @@
+"""Results of the vector engine: places for them, writes, retirement."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.interfaces import AccumulatorWritePort, WritePort
+from weft_hw.gateware.vector_layouts import (
+    RESULT_ENTRIES,
+    SLOTS,
+    control,
+    controls_layout,
+    tag_layout,
+)
+
+__all__ = ["VectorResults"]
+
+
+class VectorResults(wiring.Component):
+    """Takes every result that the pipeline sends and writes it when the memory is ready.
+
+    The pipeline cannot be held, so each vector is given its place before its last operand is
+    requested: ``room`` tells whether one is left. Its tag is kept there from then on, its result
+    joins it when it comes, and the place is free again once the write is accepted. Results leave in
+    order, one a cycle while the memory is ready; a result can leave two cycles after it came.
+
+    While ``stop`` is high, writes go on with no strobe set, so that the pipeline drains without
+    effect, and nothing retires.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+
+    Members
+    -------
+    issued, tag : In(1), In(tag)
+        Occupy a place; only while ``room``.
+    room, empty : Out(1), Out(1)
+        A place is free; all are.
+    i_valid, value : In(1), In(signed(32)), an array of columns
+        Results in the order of their tags.
+    controls : In(array of controls)
+    stop : In(1)
+    retire : Out(1)
+        An instruction's last result was accepted in the cycle before.
+    stalled : Out(1)
+        A write is not accepted.
+    activation, accumulator : Out(write ports)
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "issued": In(1),
+                "tag": In(tag_layout(config)),
+                "room": Out(1),
+                "empty": Out(1),
+                "i_valid": In(1),
+                "value": In(signed(32)).array(config.columns),
+                "controls": In(data.ArrayLayout(controls_layout(config), SLOTS)),
+                "stop": In(1),
+                "retire": Out(1),
+                "stalled": Out(1),
+                "activation": Out(WritePort(config.activation_address_bits, config.line_bytes)),
+                "accumulator": Out(AccumulatorWritePort(config)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        columns = self._config.columns
+        tags: Memory = Memory(shape=tag_layout(self._config), depth=RESULT_ENTRIES, init=[])
+        values: Memory = Memory(shape=32 * columns, depth=RESULT_ENTRIES, init=[])
+        m.submodules.tags, m.submodules.values = tags, values
+        tag_write, tag_read = tags.write_port(), tags.read_port(domain="comb")
+        value_write, value_read = values.write_port(), values.read_port(domain="comb")
+
+        tagged, filled, drained = (
+            Signal(range(RESULT_ENTRIES), name=name) for name in ("tagged", "filled", "drained")
+        )
+        occupied = Signal(range(RESULT_ENTRIES + 1))
+        waiting = Signal(range(RESULT_ENTRIES + 1))
+        accepted, loads = Signal(), Signal()
+        m.d.comb += [
+            tag_write.addr.eq(tagged),
+            tag_write.data.eq(self.tag),
+            tag_write.en.eq(self.issued),
+            value_write.addr.eq(filled),
+            value_write.data.eq(Cat(*self.value)),
+            value_write.en.eq(self.i_valid),
+            tag_read.addr.eq(drained),
+            value_read.addr.eq(drained),
+            self.room.eq(occupied != RESULT_ENTRIES),
+            self.empty.eq(occupied == 0),
+        ]
+        m.d.sync += [
+            occupied.eq(occupied + self.issued - accepted),
+            waiting.eq(waiting + self.i_valid - loads),
+        ]
+        for pointer, step in ((tagged, self.issued), (filled, self.i_valid), (drained, loads)):
+            with m.If(step):
+                m.d.sync += pointer.eq(pointer + 1)
+
+        # The output register.
+        valid = Signal()
+        wide, final = Signal(reset_less=True), Signal(reset_less=True)
+        address = Signal(tag_read.data.address.shape(), reset_less=True)
+        value = Signal(32 * columns, reset_less=True)
+        strobe = Signal(columns, reset_less=True)
+        slot = tag_read.data.slot
+        last_strobe = control(m, self.controls, slot, "last_strobe")
+        m.d.comb += loads.eq((waiting != 0) & (~valid | accepted))
+        with m.If(loads):
+            m.d.sync += [
+                valid.eq(1),
+                wide.eq(control(m, self.controls, slot, "wide", "_next")),
+                final.eq(tag_read.data.final),
+                address.eq(tag_read.data.address),
+                value.eq(value_read.data),
+                strobe.eq(Mux(tag_read.data.last_tile, last_strobe, (1 << columns) - 1)),
+            ]
+        with m.Elif(accepted):
+            m.d.sync += valid.eq(0)
+
+        effective = Signal(columns)
+        m.d.comb += [
+            effective.eq(Mux(self.stop, 0, strobe)),
+            accepted.eq(valid & Mux(wide, self.accumulator.ready, self.activation.ready)),
+            self.stalled.eq(valid & ~accepted),
+            self.activation.valid.eq(valid & ~wide),
+            self.activation.address.eq(address),
+            self.activation.data.eq(
+                Cat(value[32 * lane : 32 * lane + 8] for lane in range(columns))
+            ),
+            self.activation.strobe.eq(effective),
+            self.accumulator.valid.eq(valid & wide),
+            self.accumulator.address.eq(address),
+            self.accumulator.data.eq(value),
+            self.accumulator.strobe.eq(effective),
+        ]
+        m.d.sync += self.retire.eq(accepted & final & ~self.stop)
+        return m

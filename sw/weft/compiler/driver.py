@@ -1,0 +1,241 @@
+"""The compiler's stages in order, and the assembly of the program."""
+
+from random import Random
+
+from weft.compiler.constants import ConstantImage, image_bytes
+from weft.compiler.context import Context, LayerTask
+from weft.compiler.kernels import Kernel
+from weft.compiler.layout import pixel_pitch
+from weft.compiler.lower_convolution import lower_convolution
+from weft.compiler.lower_vector import lower_add, lower_pool, lower_rescale
+from weft.compiler.memory_plan import MemoryPlan, plan_memory
+from weft.compiler.stream import Space, Step
+from weft.compiler.synchronize import synchronize
+from weft.errors import UnsupportedModel
+from weft.ir import Add, AveragePool2d, Conv2d, Graph, MaxPool2d, Rescale
+from weft.passes import CheckLimits, ImagesOnly, RemoveDead, run_passes
+from weft.program import Layer, Port, Program, ProgramRegion, Symbol
+from weft_hw.config import AcceleratorConfig
+from weft_hw.errors import EncodingError
+from weft_hw.instructions import End, Instruction
+
+__all__ = ["compile_graph"]
+
+PAGE = 4096
+
+PASSES = (ImagesOnly(), RemoveDead(), CheckLimits())
+
+
+def compile_graph(
+    graph: Graph, config: AcceleratorConfig, *, force_tiles: int | None = None
+) -> Program:
+    """Compile a graph for a configuration; the same arguments always give the same program.
+
+    Parameters
+    ----------
+    graph : Graph
+    config : AcceleratorConfig
+    force_tiles : int, optional
+        For tests: a seed by which tile sizes and the tensors that stay on chip are drawn at random
+        among those that fit. Results do not depend on it.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    UnsupportedModel
+        If the accelerator cannot run the graph; the message names the layer.
+    GraphError
+        If the graph breaks the rules of :mod:`weft.ir`.
+    """
+    random = None if force_tiles is None else Random(force_tiles)
+    legal = run_passes(graph, PASSES)
+    kernels = [Kernel.of(operation, legal, config) for operation in legal.operations]
+    plan = plan_memory(legal, kernels, config, random)
+    context = _lower(legal, config, plan, kernels)
+    steps = context.stream.steps
+    kinds = {operation.name: operation.kind for operation in graph.operations}
+    code, layers, symbols = _encode(synchronize(steps, config), steps, kernels, kinds)
+    constants_end = plan.constants_address + len(context.constants.data)
+    code_address = -(-constants_end // PAGE) * PAGE
+    memory_bytes = -(-(code_address + len(code)) // PAGE) * PAGE
+    if memory_bytes > 1 << config.address_width:
+        raise UnsupportedModel(
+            f"the program needs {memory_bytes} bytes of DRAM; configuration {config.name} "
+            f"addresses {1 << config.address_width}"
+        )
+    inputs = _ports(graph, legal, plan, graph.inputs, legal.inputs)
+    outputs = _ports(graph, legal, plan, graph.outputs, legal.outputs)
+    return Program(
+        name=graph.name,
+        config=config,
+        inputs=inputs,
+        outputs=outputs,
+        instructions=code,
+        instructions_address=code_address,
+        constants=bytes(context.constants.data),
+        constants_address=plan.constants_address,
+        memory_bytes=memory_bytes,
+        regions=_regions(plan),
+        peaks=_peaks(plan, steps),
+        layers=layers,
+        symbols=symbols,
+        host_ops=_host_ops(inputs, outputs),
+    )
+
+
+def _lower(
+    graph: Graph, config: AcceleratorConfig, plan: MemoryPlan, kernels: list[Kernel]
+) -> Context:
+    """Instructions of all layers, without semaphores."""
+    constants = ConstantImage(plan.constants_address)
+    for tensor in graph.tensors:  # in the plan's order, so that each lands at its planned address
+        if tensor.data is not None:
+            address = constants.append(
+                image_bytes(tensor.data, pixel_pitch(tensor.shape[2], config))
+            )
+            home = plan.placements[tensor.name].dram
+            assert home is not None and home.address == address
+    context = Context(graph, config, plan, constants)
+    for layer, kernel in enumerate(kernels):
+        task = LayerTask(context, layer, kernel, plan.tilings[layer])
+        match kernel.operation:
+            case Conv2d():
+                lower_convolution(task)
+            case MaxPool2d() | AveragePool2d():
+                lower_pool(task)
+            case Add():
+                lower_add(task)
+            case Rescale():
+                lower_rescale(task)
+    return context
+
+
+def _encode(
+    instructions: list[Instruction],
+    steps: list[Step],
+    kernels: list[Kernel],
+    kinds: dict[str, str],
+) -> tuple[bytes, tuple[Layer, ...], tuple[Symbol, ...]]:
+    """Bytes, layers (with the kinds that operations have in the model) and symbols; END at last."""
+    code = bytearray()
+    symbols = []
+    ends = [0] * len(kernels)
+    for instruction, step in zip(instructions, steps, strict=True):
+        operation = kernels[step.layer].operation
+        symbols.append(Symbol(len(code), step.layer, step.purpose, step.tile))
+        try:
+            code += instruction.encode()
+        except EncodingError as error:
+            raise UnsupportedModel(
+                f"{operation.name} ({operation.source or operation.kind}): a size is beyond what "
+                f"an instruction can express: {error}"
+            ) from None
+        ends[step.layer] = len(code)
+    code += End().encode()
+    layers, first = [], 0
+    for kernel, end in zip(kernels, ends, strict=True):
+        operation = kernel.operation
+        layers.append(
+            Layer(
+                name=operation.name,
+                op=kinds[operation.name],
+                source=operation.source,
+                macs=kernel.macs,
+                first=first,
+                end=end,
+            )
+        )
+        first = end
+    return bytes(code), tuple(layers), tuple(symbols)
+
+
+def _ports(
+    graph: Graph, legal: Graph, plan: MemoryPlan, names: tuple[str, ...], homes: tuple[str, ...]
+) -> tuple[Port, ...]:
+    """Ports with the model's names and shapes, at the addresses of the rewritten graph."""
+    ports = []
+    for name, home in zip(names, homes, strict=True):
+        tensor = graph.tensor(name)
+        height, width, channels = legal.tensor(home).shape
+        place = plan.placements[home].dram
+        assert place is not None
+        shape = tensor.shape
+        if len(shape) == 3 and graph.layout == "CHW":
+            shape = (channels, height, width)
+        ports.append(
+            Port(
+                name=name,
+                shape=shape,
+                scale=tensor.scale,
+                zero_point=tensor.zero_point,
+                address=place.address,
+                image=(height, width, channels),
+                pitch=place.pitch,
+                order=graph.layout,
+            )
+        )
+    return tuple(ports)
+
+
+def _regions(plan: MemoryPlan) -> tuple[ProgramRegion, ...]:
+    return tuple(
+        ProgramRegion(
+            memory=memory,
+            name=block.name,
+            address=block.address,
+            size=block.size,
+            first_layer=block.first,
+            last_layer=block.last,
+        )
+        for memory, blocks in (("activation", plan.chip), ("dram", plan.dram))
+        for block in blocks
+    )
+
+
+def _peaks(plan: MemoryPlan, steps: list[Step]) -> dict[str, int]:
+    """Largest use of each on-chip memory at any layer."""
+
+    def highest(space: Space) -> int:
+        touched = (access for step in steps for access in step.accesses if access.space == space)
+        return max((access.end for access in touched), default=0)
+
+    activation = 0
+    for layer, (tiling, kernel_inputs) in enumerate(zip(plan.tilings, plan.spilled, strict=True)):
+        alive = sum(block.size for block in plan.chip if block.meets(layer, layer))
+        work = tiling.slots * (kernel_inputs * tiling.input_bytes + tiling.output_bytes)
+        activation = max(activation, alive + work)
+    return {
+        "activation bytes": activation,
+        "weight bytes": highest(Space.WEIGHT),
+        "accumulator rows": highest(Space.ACCUMULATOR),
+        "parameter rows": highest(Space.PARAMETER),
+    }
+
+
+def _host_ops(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[str, ...]:
+    """What the driver does around the accelerator's run, for each input and output."""
+    told = []
+    for port in inputs:
+        told.append(f"quantize input {port.name} to int8 (if given as float32)")
+        if _repacks(port):
+            told.append(f"repack input {port.name}: {_arrangement(port)}, {port.size} bytes")
+    for port in outputs:
+        if _repacks(port):
+            told.append(f"repack output {port.name}: {_arrangement(port)}, {port.size} bytes")
+        told.append(f"dequantize output {port.name} to float32 (if asked for)")
+    return tuple(told)
+
+
+def _repacks(port: Port) -> bool:
+    height, width, channels = port.image
+    moves = port.order == "CHW" and channels > 1 and height * width > 1
+    return moves or channels != port.pitch
+
+
+def _arrangement(port: Port) -> str:
+    height, width, _ = port.image
+    shape = "x".join(map(str, port.shape))
+    return f"{port.order} {shape} as {height} x {width} pixels of {port.pitch} bytes"

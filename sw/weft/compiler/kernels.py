@@ -1,0 +1,162 @@
+"""What each operation asks of the machine, in numbers: taps, reductions, windows, input regions."""
+
+from dataclasses import dataclass
+
+from weft.compiler.layout import Region, is_narrow, pixel_pitch
+from weft.ir import Add, AveragePool2d, Conv2d, Graph, MaxPool2d, Operation, Rescale
+from weft_hw.config import AcceleratorConfig
+
+__all__ = ["Chunk", "Kernel", "ceil_div"]
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-value // divisor)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Part of a reduction: kernel rows [y0, y1), columns [x0, x1), reduction tiles [r0, r1)."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+    r0: int
+    r1: int
+
+    @property
+    def tiles(self) -> int:
+        """Array passes."""
+        return (self.y1 - self.y0) * (self.x1 - self.x0) * (self.r1 - self.r0)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One operation's geometry on one configuration.
+
+    Parameters
+    ----------
+    operation : Operation
+    config : AcceleratorConfig
+    source : (height, width, channels)
+    result : (height, width, channels)
+    window : (y, x)
+    stride : (y, x)
+    padding : (top, left)
+
+    A convolution on a narrow image takes the ``window[1] * pitch`` neighbouring bytes of a kernel
+    row as its reduction, ``rows`` at a time: the kernel columns vanish (``taps[1]`` is 1) into the
+    reduction tiles. On a wide image each tap's channels are the reduction.
+    """
+
+    operation: Operation
+    config: AcceleratorConfig
+    source: tuple[int, int, int]
+    result: tuple[int, int, int]
+    window: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, operation: Operation, graph: Graph, config: AcceleratorConfig) -> "Kernel":
+        """The geometry of an operation of a graph whose tensors are all images."""
+        height, width, channels = graph.tensor(operation.inputs[0]).shape
+        rows, columns, depth = graph.tensor(operation.output).shape
+        source, result = (height, width, channels), (rows, columns, depth)
+        match operation:
+            case Conv2d():
+                _, y, x, _ = operation.weights.shape
+                window = (y, x)
+            case MaxPool2d() | AveragePool2d():
+                window = operation.kernel
+            case Add() | Rescale():
+                return cls(operation, config, source, result)
+            case _:
+                raise TypeError(f"{operation.kind} was to be rewritten by a pass")
+        (top, _), (left, _) = operation.padding
+        return cls(operation, config, source, result, window, operation.stride, (top, left))
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether MATRIX computes it."""
+        return isinstance(self.operation, Conv2d)
+
+    @property
+    def source_pitch(self) -> int:
+        """Bytes a pixel of the input."""
+        return pixel_pitch(self.source[2], self.config)
+
+    @property
+    def result_pitch(self) -> int:
+        """Bytes a pixel of the output."""
+        return pixel_pitch(self.result[2], self.config)
+
+    @property
+    def packs_taps(self) -> bool:
+        """Whether a row-read of the array covers several taps."""
+        return self.is_convolution and is_narrow(self.source_pitch, self.config)
+
+    @property
+    def result_tiles(self) -> int:
+        """Tiles of ``columns`` bytes that cover an output pixel."""
+        return ceil_div(self.result_pitch, self.config.columns)
+
+    @property
+    def taps(self) -> tuple[int, int]:
+        """Kernel rows and columns that are steps of their own."""
+        return (self.window[0], 1) if self.packs_taps else self.window
+
+    @property
+    def reduction_tiles(self) -> int:
+        """Steps of ``rows`` bytes within a tap (a kernel row, if taps are packed)."""
+        bytes_a_tap = self.source_pitch * (self.window[1] if self.packs_taps else 1)
+        return ceil_div(bytes_a_tap, self.config.rows)
+
+    @property
+    def whole(self) -> Chunk:
+        """The complete reduction."""
+        return Chunk(0, self.taps[0], 0, self.taps[1], 0, self.reduction_tiles)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the model's operation."""
+        if not self.is_convolution:
+            return 0
+        rows, columns, depth = self.result
+        return rows * columns * depth * self.window[0] * self.window[1] * self.source[2]
+
+    def origin(self, y: int, x: int, chunk: Chunk) -> tuple[int, int]:
+        """Input coordinate of the chunk's first tap for an output pixel."""
+        return (
+            y * self.stride[0] - self.padding[0] + chunk.y0,
+            x * self.stride[1] - self.padding[1] + chunk.x0,
+        )
+
+    def columns_needed(self, x: int, count: int, chunk: Chunk) -> tuple[int, int]:
+        """Input columns, existing or not, for ``count`` output columns from x."""
+        taps = self.window[1] if self.packs_taps else chunk.x1 - chunk.x0
+        first = self.origin(0, x, chunk)[1]
+        return first, first + (count - 1) * self.stride[1] + taps
+
+    def source_region(self, y: int, rows: int, x: int, columns: int, chunk: Chunk) -> Region:
+        """The existing input pixels that a block of output pixels reads; bytes as for a chunk."""
+        height, width, _ = self.source
+        top = self.origin(y, 0, chunk)[0]
+        bottom = top + (rows - 1) * self.stride[0] + chunk.y1 - chunk.y0
+        left, right = self.columns_needed(x, columns, chunk)
+        bytes_ = (0, self.source_pitch)
+        if self.is_convolution and not self.packs_taps:
+            bytes_ = (chunk.r0 * self.config.rows, chunk.r1 * self.config.rows)
+        return Region(*_clip(top, bottom, height), *_clip(left, right, width), bytes_[0], bytes_[1])
+
+    def gap(self, x: int, columns: int, chunk: Chunk) -> int:
+        """Pixels of padding that must lie beside the input rows (packed taps only)."""
+        if not self.packs_taps:
+            return 0
+        left, right = self.columns_needed(x, columns, chunk)
+        return max(0, -left, right - self.source[1])
+
+
+def _clip(first: int, end: int, size: int) -> tuple[int, int]:
+    return min(max(first, 0), size), min(max(end, 0), size)

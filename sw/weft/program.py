@@ -1,0 +1,266 @@
+"""A compiled network: everything that a device and its driver need, in one file."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from weft.errors import ProgramFormatError
+from weft_hw.config import AcceleratorConfig
+from weft_hw.instructions import Instruction, decode_stream
+
+__all__ = ["FORMAT_VERSION", "MAGIC", "Layer", "Port", "Program", "ProgramRegion", "Symbol"]
+
+MAGIC = b"WEFTPROG"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output of the network.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+        As the model has it, without batch axis; (C, H, W) if ``order`` is "CHW".
+    scale : float
+    zero_point : int
+    address : int
+        In DRAM.
+    image : (height, width, channels)
+        The image that the accelerator sees; a vector is one pixel, or a flattened image.
+    pitch : int
+        Bytes from pixel to pixel in DRAM.
+    order : {"CHW", "HWC"}
+        How the model orders the image's elements.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+    address: int
+    image: tuple[int, int, int]
+    pitch: int
+    order: str
+    dtype: str = "int8"
+
+    @property
+    def size(self) -> int:
+        """Bytes in DRAM."""
+        return self.image[0] * self.image[1] * self.pitch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """An operation of the network and its part of the instructions, [first, end) in bytes."""
+
+    name: str
+    op: str
+    source: str
+    macs: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramRegion:
+    """A piece of a memory in the static plan, alive in layers ``first_layer`` to ``last_layer``."""
+
+    memory: str
+    name: str
+    address: int
+    size: int
+    first_layer: int
+    last_layer: int
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """Where an instruction comes from."""
+
+    offset: int
+    layer: int
+    purpose: str
+    tile: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A network compiled for one configuration.
+
+    Parameters
+    ----------
+    name : str
+    config : AcceleratorConfig
+    inputs, outputs : tuple of Port
+    instructions, constants : bytes
+        Contents of DRAM at ``instructions_address`` and ``constants_address``.
+    memory_bytes : int
+        DRAM that the program needs, from address 0.
+    regions : tuple of ProgramRegion
+        The static memory plan.
+    peaks : dict of str to int
+        Largest use of each memory: bytes, or rows of accumulators and parameters.
+    layers : tuple of Layer
+    symbols : tuple of Symbol
+        One an instruction, END excepted, in order.
+    host_ops : tuple of str
+        What the host does, in words.
+    """
+
+    name: str
+    config: AcceleratorConfig
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    instructions: bytes
+    instructions_address: int
+    constants: bytes
+    constants_address: int
+    memory_bytes: int
+    regions: tuple[ProgramRegion, ...]
+    peaks: dict[str, int]
+    layers: tuple[Layer, ...]
+    symbols: tuple[Symbol, ...]
+    host_ops: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one input."""
+        return sum(layer.macs for layer in self.layers)
+
+    @cached_property
+    def decoded(self) -> list[tuple[int, Instruction]]:
+        """Every instruction with its byte offset, END included."""
+        return decode_stream(self.instructions)
+
+    def locate(self, offset: int) -> str:
+        """The instruction at a byte offset, disassembled, with its layer and source."""
+        instruction = next((each for at, each in self.decoded if at == offset), None)
+        symbol = next((each for each in self.symbols if each.offset == offset), None)
+        if instruction is None:
+            return f"no instruction begins at byte {offset:#x}"
+        if symbol is None:
+            return str(instruction)
+        layer = self.layers[symbol.layer]
+        source = f", from {layer.source}" if layer.source else ""
+        return (
+            f"layer {layer.name} ({layer.op}{source}), tile {symbol.tile}, {symbol.purpose}: "
+            f"{instruction}"
+        )
+
+    def listing(self) -> str:
+        """The whole program, one line an instruction."""
+        places = {symbol.offset: symbol for symbol in self.symbols}
+        lines = []
+        for offset, instruction in self.decoded:
+            symbol = places.get(offset)
+            where = ""
+            if symbol is not None:
+                where = f"{self.layers[symbol.layer].name}[{symbol.tile}] {symbol.purpose}"
+            lines.append(f"{offset:6x}  {where:40}  {instruction}")
+        return "\n".join(lines)
+
+    def require_config(self, config: AcceleratorConfig) -> None:
+        """Refuse any other configuration than the program's own.
+
+        Raises
+        ------
+        ProgramFormatError
+            If the configurations differ in more than their names.
+        """
+        if config.content_hash != self.config.content_hash:
+            raise ProgramFormatError(
+                f"program {self.name} was compiled for configuration {self.config.name} "
+                f"({self.config.content_hash:016x}), not for {config.name} "
+                f"({config.content_hash:016x}): compile it again"
+            )
+
+    def memory_report(self) -> dict[str, int]:
+        """Size of each part of DRAM and peak of each on-chip memory."""
+        dram = {
+            "dram instructions": len(self.instructions),
+            "dram constants": len(self.constants),
+            "dram tensors": sum(region.size for region in self.regions if region.memory == "dram"),
+            "dram total": self.memory_bytes,
+        }
+        return dram | self.peaks
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for reports."""
+
+        def port(each: Port) -> dict[str, Any]:
+            return {
+                "name": each.name,
+                "shape": list(each.shape),
+                "dtype": each.dtype,
+                "scale": each.scale,
+                "zero_point": each.zero_point,
+            }
+
+        return {
+            "model": self.name,
+            "config": self.config.name,
+            "config_hash": f"{self.config.content_hash:016x}",
+            "format_version": FORMAT_VERSION,
+            "inputs": [port(each) for each in self.inputs],
+            "outputs": [port(each) for each in self.outputs],
+            "layers": [
+                {"name": layer.name, "op": layer.op, "macs": layer.macs} for layer in self.layers
+            ],
+            "macs": self.macs,
+            "memory": self.memory_report(),
+            "host_ops": list(self.host_ops),
+        }
+
+    def to_bytes(self) -> bytes:
+        """The file's content; equal programs give equal bytes."""
+        from weft.program_file import pack_program
+
+        return pack_program(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, origin: str = "the program") -> "Program":
+        """Inverse of :meth:`to_bytes`.
+
+        Raises
+        ------
+        ProgramFormatError
+            If the bytes are no program, damaged, cut short or of another format version.
+        """
+        from weft.program_file import unpack_program
+
+        return unpack_program(data, origin)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file; it appears complete or not at all."""
+        target = Path(path)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        try:
+            temporary.write_bytes(self.to_bytes())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Program":
+        """Read a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        ProgramFormatError
+            As :meth:`from_bytes`, or if the file cannot be read.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ProgramFormatError(f"{path}: cannot be read: {error.strerror}") from None
+        return cls.from_bytes(data, str(path))
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """A record of this module as plain values."""
+    return dataclasses.asdict(record)

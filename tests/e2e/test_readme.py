@@ -1,0 +1,75 @@
+"""Every command of the README runs as it stands there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def commands(program: str) -> list[str]:
+    """The README's indented command lines that start with ``program``."""
+    found = re.findall(rf"^    ({program} .*?)(?:  +#.*)?$", README, flags=re.MULTILINE)
+    return [command.strip() for command in found]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's Python example has run, with its model and input saved."""
+    torch = pytest.importorskip("torch", reason='needs pip install "weft[torch]"')
+    path = tmp_path_factory.mktemp("readme")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 5),
+    )
+    example = torch.randn(1, 3, 12, 12)
+    x = torch.randn(2, 3, 12, 12).numpy()
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names = {
+        "model": model,
+        "example": example,
+        "calibration": [torch.randn(1, 3, 12, 12) for _ in range(8)],
+        "x": x,
+    }
+    exec(block, names)
+    assert names["y"].shape == (2, 5)
+    assert names["session"].report["cycles"] > 0
+    names["weft"].save_pt2(names["converted"], path / "model.pt2", (example,))
+    np.save(path / "x.npy", x)
+    np.save(path / "expected.npy", names["y"])
+    return path
+
+
+@pytest.mark.rtl
+@pytest.mark.torch
+def test_weft_commands_run_in_the_readmes_order(folder: Path) -> None:
+    found = commands("weft")
+    assert len(found) >= 5
+    for command in found:
+        words = shlex.split(command)
+        result = subprocess.run(
+            [str(BIN / words[0]), *words[1:]], cwd=folder, capture_output=True, text=True
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    assert np.array_equal(np.load(folder / "y.npy"), np.load(folder / "expected.npy"))
+    assert (folder / "report.json").is_file()
+    assert (folder / "build/base16/weft_top.v").is_file()
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {shlex.split(command)[1] for command in commands("make")}
+    assert {"demo", "test", "lint"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target

@@ -1,0 +1,144 @@
+"""The systolic array against NumPy matrix products, at the shortest tile period and with gaps."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+
+from weft_hw.config import PRESETS, AcceleratorConfig
+from weft_hw.gateware.array import SystolicArray
+
+TINY = PRESETS["tiny"]
+CONFIGS = {
+    "4x4": TINY,
+    "2x8": dataclasses.replace(TINY, name="2x8", rows=2, columns=8, vector_lanes=8),
+    "8x2": dataclasses.replace(TINY, name="8x2", rows=8, columns=2, vector_lanes=2),
+    "2x2": dataclasses.replace(TINY, name="2x2", rows=2, columns=2, vector_lanes=2),
+}
+
+
+@dataclass
+class Tile:
+    """A weight tile, the activation rows that meet it, and the cycles in which both enter."""
+
+    weights: np.ndarray
+    left: np.ndarray
+    weight_cycles: list[int]  # of the tile's rows, in `weight_order`
+    weight_order: list[int]
+    left_cycles: list[int]
+
+
+def operands(rng: np.random.Generator, config: AcceleratorConfig, rows: int) -> tuple:
+    """Weights and activations; extreme values are frequent."""
+    extreme = rng.random() < 0.3
+    if extreme:
+        weights = rng.choice([-128, 127], (config.rows, config.columns))
+        left = rng.choice([-256, -255, 255], (rows, config.rows))
+    else:
+        weights = rng.integers(-128, 128, (config.rows, config.columns))
+        left = rng.integers(-256, 256, (rows, config.rows))
+    return weights.astype(np.int64), left.astype(np.int64)
+
+
+def run(config: AcceleratorConfig, tiles: list[Tile]) -> int:
+    """Play the tiles, compare every output row and its cycle; returns the number of rows."""
+    array = SystolicArray(config)
+    weight_rows, left_rows, expected = {}, {}, {}
+    for tile in tiles:
+        for cycle, row in zip(tile.weight_cycles, tile.weight_order, strict=True):
+            assert cycle not in weight_rows
+            weight_rows[cycle] = (row, tile.weights[row])
+        for number, cycle in enumerate(tile.left_cycles):
+            assert cycle not in left_rows
+            left_rows[cycle] = (number == 0, tile.left[number])
+            expected[cycle + array.latency] = tile.left[number] @ tile.weights
+    length = max(expected) + 3
+    rng = np.random.default_rng(length)
+    seen = {}
+
+    async def bench(ctx):
+        for cycle in range(length):
+            if ctx.get(array.output_valid):
+                seen[cycle] = np.array([ctx.get(array.output[c]) for c in range(config.columns)])
+            left = left_rows.get(cycle)
+            top = weight_rows.get(cycle)
+            # What is not valid is noise: it must not matter.
+            noise = rng.integers(-100, 100, config.rows + config.columns).tolist()
+            ctx.set(array.left_valid, left is not None)
+            ctx.set(array.left_swap, left[0] if left else noise[0] & 1)
+            ctx.set(array.left, left[1].tolist() if left else noise[: config.rows])
+            ctx.set(array.top_valid, top is not None)
+            ctx.set(array.top_tag, top[0] if top else noise[0] % config.rows)
+            ctx.set(array.top, top[1].tolist() if top else noise[config.rows :])
+            await ctx.tick()
+
+    simulator = Simulator(array)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert sorted(seen) == sorted(expected)
+    for cycle, row in expected.items():
+        np.testing.assert_array_equal(seen[cycle], row)
+    return len(seen)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("rows_of", ["1", "2", "R-1", "R", "R+1"])
+def test_a_tile_starts_every_max_of_tile_rows_and_activation_rows(
+    name: str, rows_of: str, rng: np.random.Generator
+) -> None:
+    config = CONFIGS[name]
+    side = config.rows
+    rows = {"1": 1, "2": 2, "R-1": side - 1, "R": side, "R+1": side + 1}[rows_of]
+    period = max(side, rows)
+    tiles = []
+    for number in range(5):
+        # Its weights enter from the cycle of the previous tile's swap on.
+        loading = number * period
+        start = loading + period
+        weights, left = operands(rng, config, rows)
+        tiles.append(
+            Tile(
+                weights,
+                left,
+                list(range(loading, loading + side)),
+                list(range(side)),
+                list(range(start, start + rows)),
+            )
+        )
+    starts = [tile.left_cycles[0] for tile in tiles]
+    assert {later - sooner for sooner, later in itertools.pairwise(starts)} == {period}
+    assert run(config, tiles) == 5 * rows
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gaps_and_any_order_of_tile_rows(name: str, rng: np.random.Generator) -> None:
+    config = CONFIGS[name]
+    side = config.rows
+    tiles = []
+    earliest_load, earliest_left = 0, 0
+    for _ in range(12):
+        rows = int(rng.choice([1, 2, side - 1, side, side + 1, 2 * side]))
+        rows = max(rows, 1)
+        load_span, left_span = side + int(rng.integers(0, 4)), rows + int(rng.integers(0, 4))
+        weight_cycles = earliest_load + rng.permutation(load_span)[:side]
+        start = max(int(weight_cycles.max()) + 1, earliest_left)
+        left_cycles = np.sort(start + rng.permutation(left_span)[:rows])
+        weights, left = operands(rng, config, rows)
+        order = rng.permutation(side).tolist()
+        tiles.append(
+            Tile(weights, left, np.sort(weight_cycles).tolist(), order, left_cycles.tolist())
+        )
+        earliest_load, earliest_left = int(left_cycles[0]), int(left_cycles[-1]) + 1
+    run(config, tiles)
+
+
+def test_sums_of_extreme_operands_do_not_overflow_a_product_register() -> None:
+    config = TINY
+    weights = np.full((4, 4), -128, dtype=np.int64)
+    left = np.array([[-256] * 4, [255] * 4], dtype=np.int64)
+    tile = Tile(weights, left, [0, 1, 2, 3], [0, 1, 2, 3], [4, 5])
+    assert run(config, [tile]) == 2

@@ -1,0 +1,221 @@
+"""The vector engine under test, with memories that do what the ports' contract says, no better."""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Sequence
+
+from amaranth.sim import Simulator
+
+from hw.vector_reference import State
+from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.interfaces import READ_LATENCY
+from weft_hw.gateware.vector import VectorEngine
+from weft_hw.instructions import Vector
+
+__all__ = ["Outcome", "run_engine"]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What was seen from outside; lists are of cycles."""
+
+    retired: list[int] = dataclasses.field(default_factory=list)
+    fault: tuple[int, int, int] | None = None  # cause, instruction, address
+    writes: list[int] = dataclasses.field(default_factory=list)
+    reads: list[int] = dataclasses.field(default_factory=list)
+    accepted: list[int] = dataclasses.field(default_factory=list)
+    stalls: int = 0
+
+
+def _pack(values: Sequence[int], bits: int) -> int:
+    return sum((value & ((1 << bits) - 1)) << (bits * i) for i, value in enumerate(values))
+
+
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+@functools.cache
+def _simulator(config: AcceleratorConfig) -> tuple[VectorEngine, Simulator, list]:
+    """Engine and simulator of a configuration, made once; the list holds the bench to run."""
+    dut, running = VectorEngine(config), [None]
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+
+    async def bench(ctx):
+        await running[0].bench(ctx)
+
+    simulator.add_testbench(bench)
+    return dut, simulator, running
+
+
+class _Bench:
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        encoded: Sequence[bytes],
+        state: State,
+        rng: random.Random,
+        refusal: float,
+        stop_at: int | None,
+        cycles: int,
+    ) -> None:
+        self.config, self.encoded, self.state, self.rng = config, encoded, state, rng
+        self.refusal, self.stop_at, self.cycles = refusal, stop_at, cycles
+        self.outcome = Outcome()
+        self.pending: dict[str, list[tuple[int, int]]] = {}
+        self.held: dict[str, tuple[int, ...]] = {}
+        self.rows: list[int] = []
+        self.cycle = 0
+        self.dut, self.simulator, running = _simulator(config)
+        if running[0] is not None:
+            self.simulator.reset()
+        running[0] = self
+
+    def stream_offset(self, number: int) -> int:
+        return sum(len(data) for data in self.encoded[:number])
+
+    # Ports ----------------------------------------------------------------------------------------
+
+    def check_stable(self, name: str, valid: int, ready: bool, payload: tuple[int, ...]) -> None:
+        """Once valid, a request stays unchanged until it is accepted."""
+        if name in self.held:
+            assert valid and payload == self.held[name], f"{name} changed its request"
+        self.held.pop(name, None)
+        if valid and not ready:
+            self.held[name] = payload
+
+    def stored(self, name: str, address: int) -> int:
+        columns, line = self.config.columns, self.config.line_bytes
+        if name.startswith("accumulator"):
+            return _pack(self.state.accumulator[address], 32)
+        assert address + columns <= self.config.activation_bytes
+        size = self.config.activation_bytes
+        return _pack([self.state.activation[(address + i) % size] for i in range(line)], 8)
+
+    def drive_read(self, ctx, name: str) -> None:
+        port = getattr(self.dut, name)
+        ctx.set(port.ready, self.rng.random() >= self.refusal)
+        due = self.pending.setdefault(name, [])
+        data = None
+        if due and due[0][0] == self.cycle:
+            data = due.pop(0)[1]
+        ctx.set(port.data_valid, data is not None)
+        if data is None and self.refusal:  # what lies on an idle port must not matter
+            data = self.rng.getrandbits(len(port.data))
+        if data is not None:
+            ctx.set(port.data, data)
+
+    def sample_read(self, ctx, name: str) -> None:
+        port = getattr(self.dut, name)
+        valid, ready = ctx.get(port.valid), ctx.get(port.ready)
+        address = ctx.get(port.address) if valid else 0
+        self.check_stable(name, valid, bool(ready), (address,))
+        if valid and ready:
+            data = self.stored(name, address)
+            self.pending[name].append((self.cycle + READ_LATENCY, data))
+            self.outcome.reads.append(self.cycle)
+
+    def sample_write(self, ctx, name: str) -> None:
+        port = getattr(self.dut, name)
+        valid, ready = ctx.get(port.valid), ctx.get(port.ready)
+        payload = (0, 0, 0)
+        if valid:
+            payload = (ctx.get(port.address), ctx.get(port.data), ctx.get(port.strobe))
+        self.check_stable(name, valid, bool(ready), payload[:2])
+        if not (valid and ready):
+            return
+        address, data, strobe = payload
+        self.outcome.writes.append(self.cycle)
+        for lane in range(len(port.strobe)):
+            if not strobe >> lane & 1:
+                continue
+            if name == "accumulator_result":
+                word = _signed(data >> (32 * lane) & 0xFFFFFFFF, 32)
+                self.state.accumulator[address][lane] = word
+            else:
+                byte = _signed(data >> (8 * lane) & 0xFF, 8)
+                self.state.activation[address + lane] = byte
+
+    def drive_parameters(self, ctx) -> None:
+        if len(self.rows) == READ_LATENCY:
+            row = self.state.parameters[self.rows.pop(0) % self.config.parameter_rows]
+            data = self.dut.parameters.data
+            for lane, (bias, multiplier, exponent) in enumerate(row):
+                ctx.set(data.bias[lane], bias)
+                ctx.set(data.multiplier[lane], multiplier)
+                ctx.set(data.exponent[lane], exponent)
+
+    # One run --------------------------------------------------------------------------------------
+
+    async def bench(self, ctx) -> None:
+        dut, outcome = self.dut, self.outcome
+        reads = ("a", "b", "accumulator_a", "accumulator_b")
+        writes = ("result", "accumulator_result")
+        number, offered = 0, False
+        while True:
+            assert self.cycle < self.cycles, f"not finished after {self.cycles} cycles"
+            stopped = self.stop_at is not None and self.cycle >= self.stop_at
+            ctx.set(dut.engine.stop, stopped)
+            for name in reads:
+                self.drive_read(ctx, name)
+            for name in writes:
+                ctx.set(getattr(dut, name).ready, self.rng.random() >= self.refusal)
+            self.drive_parameters(ctx)
+            offered = number < len(self.encoded) and (offered or self.rng.random() >= self.refusal)
+            ctx.set(dut.engine.instruction.valid, offered)
+            if offered:
+                payload = dut.engine.instruction.payload
+                ctx.set(payload.fields.as_value(), int.from_bytes(self.encoded[number], "little"))
+                ctx.set(payload.offset, self.stream_offset(number))
+
+            for name in reads:
+                self.sample_read(ctx, name)
+            for name in writes:
+                self.sample_write(ctx, name)
+            self.rows.append(ctx.get(dut.parameters.address))
+            assert not ctx.get(dut.engine.bus_busy)
+            outcome.stalls += ctx.get(dut.engine.stall)
+            if ctx.get(dut.engine.retire):
+                assert not stopped and outcome.fault is None
+                outcome.retired.append(self.cycle)
+            if ctx.get(dut.engine.fault.valid):
+                assert outcome.fault is None
+                fault = dut.engine.fault
+                outcome.fault = (
+                    ctx.get(fault.cause),
+                    ctx.get(fault.instruction),
+                    ctx.get(fault.address),
+                )
+                self.end = self.cycle + 40  # nothing may follow
+            busy = ctx.get(dut.engine.busy)
+            done = number == len(self.encoded) and not busy
+            if len(outcome.retired) < number and outcome.fault is None and not stopped:
+                assert busy
+            if offered and ctx.get(dut.engine.instruction.ready):
+                outcome.accepted.append(self.cycle)
+                number, offered = number + 1, False
+            if done or (outcome.fault and self.cycle == self.end):
+                return
+            if self.stop_at is not None and self.cycle == self.stop_at + 80:
+                return
+            await ctx.tick()
+            self.cycle += 1
+
+
+def run_engine(
+    config: AcceleratorConfig,
+    program: Sequence[Vector | bytes],
+    state: State,
+    rng: random.Random,
+    *,
+    refusal: float = 0.0,
+    stop_at: int | None = None,
+    cycles: int = 20000,
+) -> Outcome:
+    """Run a program on the engine, changing ``state``; each port refuses with that probability."""
+    encoded = [item if isinstance(item, bytes) else item.encode() for item in program]
+    bench = _Bench(config, encoded, state, rng, refusal, stop_at, cycles)
+    bench.simulator.run()
+    return bench.outcome
