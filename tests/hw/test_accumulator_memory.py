@@ -128,14 +128,14 @@ def test_random_traffic(
     hot = max(2, int(config.accumulator_total_rows * hot_share))
 
     async def bench(ctx):
-        for cycle in range(1500):
+        for cycle in range(800):
             traffic.check(ctx, cycle)
             traffic.drive(ctx, cycle, update_rate, hot)
             traffic.account(ctx, cycle)
             await ctx.tick()
 
     simulate(memory, bench)
-    assert traffic.checked > 300
+    assert traffic.checked > 150
 
 
 @pytest.mark.parametrize("gap", [1, 2, 3, 4, 5])

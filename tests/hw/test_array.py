@@ -62,7 +62,7 @@ def run(config: AcceleratorConfig, tiles: list[Tile]) -> int:
     async def bench(ctx):
         for cycle in range(length):
             if ctx.get(array.output_valid):
-                seen[cycle] = np.array([ctx.get(array.output[c]) for c in range(config.columns)])
+                seen[cycle] = np.array([ctx.get(array.sums[c]) for c in range(config.columns)])
             left = left_rows.get(cycle)
             top = weight_rows.get(cycle)
             # What is not valid is noise: it must not matter.

@@ -232,6 +232,19 @@ def test_residual_add_in_three_passes() -> None:
     assert len(set(state.activation[1000 : 1000 + vectors * columns])) > 10  # not all clamped
 
 
+@pytest.mark.parametrize("write_refusal", [0.7, 0.95])
+def test_slow_writes_hold_the_reads(write_refusal: float) -> None:
+    """More vectors than there are places for results, which come faster than they leave."""
+    rng = random.Random(9)
+    state = random_state(TINY, rng)
+    expected = state.copy()
+    program = [_copy(60, OperandSource.ACCUMULATOR, Memory.ACTIVATION)] * 2
+    outcome = run_engine(TINY, program, state, rng, write_refusal=write_refusal)
+    execute(program[0], TINY, expected)
+    assert state == expected and len(outcome.retired) == 2
+    assert outcome.reads[-1] - outcome.reads[0] > 200
+
+
 # Speed --------------------------------------------------------------------------------------------
 
 

@@ -58,11 +58,13 @@ class _Bench:
         state: State,
         rng: random.Random,
         refusal: float,
+        write_refusal: float,
         stop_at: int | None,
         cycles: int,
     ) -> None:
         self.config, self.encoded, self.state, self.rng = config, encoded, state, rng
-        self.refusal, self.stop_at, self.cycles = refusal, stop_at, cycles
+        self.refusal, self.write_refusal = refusal, write_refusal
+        self.stop_at, self.cycles = stop_at, cycles
         self.outcome = Outcome()
         self.pending: dict[str, list[tuple[int, int]]] = {}
         self.held: dict[str, tuple[int, ...]] = {}
@@ -161,7 +163,7 @@ class _Bench:
             for name in reads:
                 self.drive_read(ctx, name)
             for name in writes:
-                ctx.set(getattr(dut, name).ready, self.rng.random() >= self.refusal)
+                ctx.set(getattr(dut, name).ready, self.rng.random() >= self.write_refusal)
             self.drive_parameters(ctx)
             offered = number < len(self.encoded) and (offered or self.rng.random() >= self.refusal)
             ctx.set(dut.engine.instruction.valid, offered)
@@ -211,11 +213,16 @@ def run_engine(
     rng: random.Random,
     *,
     refusal: float = 0.0,
+    write_refusal: float | None = None,
     stop_at: int | None = None,
     cycles: int = 20000,
 ) -> Outcome:
-    """Run a program on the engine, changing ``state``; each port refuses with that probability."""
+    """Run a program on the engine, changing ``state``.
+
+    Each port refuses with the probability ``refusal``; writes with another, if it is given.
+    """
+    write_refusal = refusal if write_refusal is None else write_refusal
     encoded = [item if isinstance(item, bytes) else item.encode() for item in program]
-    bench = _Bench(config, encoded, state, rng, refusal, stop_at, cycles)
+    bench = _Bench(config, encoded, state, rng, refusal, write_refusal, stop_at, cycles)
     bench.simulator.run()
     return bench.outcome

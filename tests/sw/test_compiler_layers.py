@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from network_reference import GraphBuilder, evaluate, random_layer, scaled
 
+from network_reference import GraphBuilder, evaluate, random_layer, scaled
 from weft.compiler import compile_graph
 from weft.ir import AveragePool2d, Graph, MaxPool2d
 from weft.session import Session
@@ -123,7 +123,7 @@ def test_tensor_larger_than_its_scratchpad(name: str, rng: np.random.Generator) 
 
 
 def test_add_rounds_the_exact_sum_except_near_ties(rng: np.random.Generator) -> None:
-    """Every pair of codes: equal to the exact rational, rounded, unless that is within the bound."""
+    """Pairs of codes: the exact rational, rounded, unless it is nearer to a tie than the bound."""
     from fractions import Fraction
 
     build = GraphBuilder(rng)

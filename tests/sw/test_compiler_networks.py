@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from network_reference import GraphBuilder, evaluate, random_chain
 
+from network_reference import GraphBuilder, evaluate, random_chain
 from weft.compiler import compile_graph
 from weft.errors import UnsupportedModel
 from weft.ir import Flatten, Graph, MaxPool2d

@@ -92,7 +92,9 @@ class AccumulatorMemory(wiring.Component):
         read_bank = [Signal(width, name=f"data_{bank}", reset_less=True) for bank in range(banks)]
         updated, valid, address = self._update(m, Array(read_bank))
         for bank in range(banks):
-            storage = memory.Memory(shape=unsigned(width), depth=config.accumulator_rows, init=[])
+            storage: memory.Memory = memory.Memory(
+                shape=unsigned(width), depth=config.accumulator_rows, init=[]
+            )
             m.submodules[f"bank_{bank}"] = storage
             self._bank_reads(m, bank, storage.read_port(), read_bank[bank])
             write_port = storage.write_port(granularity=LANE_BITS)
@@ -116,7 +118,8 @@ class AccumulatorMemory(wiring.Component):
         ]
         addend = [Signal.like(update.data, name=f"addend_{k}", reset_less=True) for k in (1, 2)]
         add = [Signal(name=f"add_{k}", reset_less=True) for k in (1, 2)]
-        near, far = Signal(reset_less=True), Signal(reset_less=True)
+        near = Signal(reset_less=True)  # result_3 is the row of stage 2
+        far = Signal(reset_less=True)  # result_4 is
         result = Signal.like(update.data)
         results = [Signal.like(update.data, name=f"result_{k}", reset_less=True) for k in (3, 4)]
 
@@ -209,13 +212,13 @@ class AccumulatorMemory(wiring.Component):
         count = len(requesters)
         wants = Signal(count, name=f"{name}_wants")
         granted = Signal(count, name=f"{name}_granted")
-        turn = Signal(range(count), name=f"{name}_turn")
+        turn = Signal(range(max(count, 2)), name=f"{name}_turn")
         m.d.comb += wants.eq(Cat(p.valid & (self._bank(p.address) == bank) for p in requesters))
         with m.If(~blocked):
             with m.Switch(turn):
                 for first in range(count):
                     order = [(first + i) % count for i in range(count)]
-                    with m.Case(first):
+                    with m.Case(first) if first < count - 1 else m.Default():
                         for place, k in enumerate(order):
                             ahead = reduce(or_, (wants[j] for j in order[:place]), False)
                             m.d.comb += granted[k].eq(wants[k] & ~ahead)

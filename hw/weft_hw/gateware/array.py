@@ -19,7 +19,7 @@ class SystolicArray(wiring.Component):
 
     For each activation row, with the tile that the most recent ``left_swap`` made active::
 
-        output[c] = sum over r of left[r] * tile[r][c]    modulo 2^32
+        sums[c] = sum over r of left[r] * tile[r][c]    modulo 2^32
 
     A row is given straight: the skew by row and column, and the reverse at the output, are inside.
     Element (r, c) meets what entered in cycle t in cycle t + r + c: operands, and the control bits
@@ -54,7 +54,7 @@ class SystolicArray(wiring.Component):
     top : In(array of columns signed(8))
         One row of a weight tile.
     output_valid : Out(1)
-    output : Out(array of columns signed(32))
+    sums : Out(array of columns signed(32))
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -69,7 +69,7 @@ class SystolicArray(wiring.Component):
                 "top_tag": In(range(config.rows)),
                 "top": In(data.ArrayLayout(signed(WEIGHT_BITS), config.columns)),
                 "output_valid": Out(1),
-                "output": Out(data.ArrayLayout(signed(SUM_BITS), config.columns)),
+                "sums": Out(data.ArrayLayout(signed(SUM_BITS), config.columns)),
             }
         )
 
@@ -104,7 +104,7 @@ class SystolicArray(wiring.Component):
             _delayed(m, f"output_{c}", sums[c], columns - 1 - c).as_unsigned()
             for c in range(columns)
         ]
-        m.d.comb += self.output.as_value().eq(Cat(*deskewed))
+        m.d.comb += self.sums.as_value().eq(Cat(*deskewed))
         return m
 
     def _control(self, m: Module) -> tuple[list[Value], list[list[Value]]]:

@@ -104,9 +104,9 @@ class MatrixEngine(wiring.Component):
         fields = Signal(instruction_layout(Matrix), name="front", reset_less=True)
         offset = Signal(32, name="front_offset", reset_less=True)
         valid = Signal(name="front_valid")
-        unsupported, zero, sound = Signal(), Signal(), Signal()
-        loader_took, nest_took = Signal(), Signal()
-        nest_free, nest_start = Signal(), Signal()
+        unsupported, zero, sound = _bits("unsupported", "zero", "sound")
+        loader_took, nest_took = _bits("loader_took", "nest_took")
+        nest_free, nest_start = _bits("nest_free", "nest_start")
         m.d.comb += [
             port.ready.eq(~valid & ~self._halted),
             unsupported.eq(unsupported_field(None, Matrix, fields)),
@@ -159,7 +159,7 @@ class MatrixEngine(wiring.Component):
         m.submodules.nest = nest = LoopNest(loops=LOOPS_MATRIX, streams=streams)
         held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
         offset = Signal.like(front.offset, name="nest_offset")
-        active, step = Signal(name="nest_active"), Signal(name="nest_step")
+        active, step = _bits("nest_active", "nest_step")
         with m.If(front.nest_start):
             m.d.sync += [active.eq(1), held.eq(front.fields), offset.eq(front.offset)]
         with m.Elif(step & nest.finished):
@@ -183,7 +183,9 @@ class MatrixEngine(wiring.Component):
             ]
 
         # Compared as unsigned numbers, negative ones are too large as well.
-        exists, left_bad, accumulator_bad, bad = Signal(), Signal(), Signal(), Signal()
+        exists, left_bad, accumulator_bad, bad = _bits(
+            "exists", "left_bad", "accumulator_bad", "bad"
+        )
         inside = (nest.y.as_unsigned() < held.y_extent) & (nest.x.as_unsigned() < held.x_extent)
         last_left = config.activation_bytes - config.rows
         m.d.comb += [
@@ -194,7 +196,7 @@ class MatrixEngine(wiring.Component):
         ]
 
         # The request register.
-        valid, issued = Signal(name="row_valid"), Signal(name="row_issued")
+        valid, issued = _bits("row_valid", "row_issued")
         current = Signal(
             data.StructLayout(
                 {
@@ -251,7 +253,7 @@ class MatrixEngine(wiring.Component):
         loader, current = self._loader, row.current
         recharge = Signal(range(self._config.rows))  # cycles until the next tile may start
         patience = Signal(range(self._row_latency + 4))
-        waiting, allowed = Signal(), Signal()
+        waiting, allowed = _bits("waiting", "allowed")
         tile_ready = ~current.swap | (loader.loaded & (recharge == 0))
         pause = self.update.pause & (patience == 0)
         m.d.comb += [
@@ -315,11 +317,13 @@ class MatrixEngine(wiring.Component):
         array, update, current = self._array, self.update, row.current
         shape = data.StructLayout({"address": update.address.shape(), "add": 1, "last": 1})
         depth = 1 << (self._row_latency - 1).bit_length()
-        tokens = memory.Memory(shape=shape, depth=depth, init=[])
+        tokens: memory.Memory = memory.Memory(shape=shape, depth=depth, init=[])
         m.submodules.tokens = tokens
         write, read = tokens.write_port(), tokens.read_port(domain="comb")
-        pushed, popped = Signal(range(2 * depth)), Signal(range(2 * depth))
-        retiring, settling = Signal(UPDATE_LATENCY), Signal(UPDATE_LATENCY)
+        pushed = Signal(range(2 * depth))
+        popped = Signal(range(2 * depth))
+        retiring = Signal(UPDATE_LATENCY)
+        settling = Signal(UPDATE_LATENCY)
         drained = Signal()
         m.d.comb += [
             write.en.eq(issued),
@@ -331,7 +335,7 @@ class MatrixEngine(wiring.Component):
             update.valid.eq(array.output_valid),
             update.address.eq(read.data.address),
             update.add.eq(read.data.add),
-            update.data.eq(array.output.as_value()),
+            update.data.eq(array.sums.as_value()),
             self.engine.retire.eq(retiring[-1] & ~self._halted),
             drained.eq((pushed == popped) & ~settling.any()),
         ]
@@ -383,3 +387,8 @@ class MatrixEngine(wiring.Component):
             engine.busy.eq(front.valid | row.active | row.valid | ~drained),
             engine.bus_busy.eq(Const(0)),
         ]
+
+
+def _bits(*names: str) -> list[Signal]:
+    """Control bits: Amaranth finds a signal's name only where it is assigned alone."""
+    return [Signal(name=name) for name in names]

@@ -58,7 +58,9 @@ class ParameterMemory(wiring.Component):
         for number in range(beats):
             # The last beat's tail lies beyond the row.
             used = min(8 * config.bus_bytes, 72 * config.columns - 8 * config.bus_bytes * number)
-            cells = memory.Memory(shape=unsigned(used), depth=config.parameter_rows, init=[])
+            cells: memory.Memory = memory.Memory(
+                shape=unsigned(used), depth=config.parameter_rows, init=[]
+            )
             m.submodules[f"beat_{number}"] = cells
             write, read = cells.write_port(), cells.read_port()
             m.d.comb += [

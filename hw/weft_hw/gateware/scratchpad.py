@@ -108,7 +108,9 @@ class Scratchpad(wiring.Component):
         names = [(bank, side) for bank in range(self._banks) for side in range(SUB_BANKS)]
         readers, writers = {}, {}
         for bank, side in names:
-            cells = memory.Memory(shape=unsigned(8 * self._line_bytes), depth=self._rows, init=[])
+            cells: memory.Memory = memory.Memory(
+                shape=unsigned(8 * self._line_bytes), depth=self._rows, init=[]
+            )
             m.submodules[f"bank_{bank}_{'odd' if side else 'even'}"] = cells
             readers[bank, side] = cells.read_port()
             writers[bank, side] = cells.write_port(granularity=8)

@@ -138,7 +138,9 @@ class TileLoader(wiring.Component):
 
         last_address = self._config.weight_bytes - self._config.columns
         outside = nest.top.as_unsigned() > last_address  # a negative one, too
-        request, last_row, waiting = Signal(), Signal(reset_less=True), Signal()
+        request = Signal()
+        waiting = Signal()
+        last_row = Signal(reset_less=True)
         address = Signal.like(self.top.address, reset_less=True)
         issued = Signal()
         m.d.comb += [
@@ -164,11 +166,11 @@ class TileLoader(wiring.Component):
     def _buffer(self, m: Module) -> Signal:
         """Rows that have arrived, and the rule by which they enter the array."""
         depth = 1 << (READ_LATENCY + 1).bit_length()
-        rows = memory.Memory(shape=8 * self._config.columns, depth=depth, init=[])
+        rows: memory.Memory = memory.Memory(shape=8 * self._config.columns, depth=depth, init=[])
         m.submodules.rows = rows
         write, read = rows.write_port(), rows.read_port(domain="comb")
-        # One more bit than an address, to tell full from empty.
-        pushed, popped = Signal(range(2 * depth)), Signal(range(2 * depth))
+        pushed = Signal(range(2 * depth))  # one more bit than an address, to tell full from empty
+        popped = Signal(range(2 * depth))
         shadow_full = Signal()
         tag = Signal(range(self._config.rows))
         m.d.comb += [

@@ -170,7 +170,7 @@ class VectorEngine(wiring.Component):
                 self._set_controls(m, controls[i], fields)
 
         m.d.comb += [
-            engine.retire.eq(results.retire & ~engine.stop & (state != State.HALT)),
+            engine.retire.eq(results.retire & ~engine.stop),
             engine.busy.eq((state != State.EMPTY) | (inside != 0)),
             engine.stall.eq(operands.stalled | results.stalled),
             engine.bus_busy.eq(0),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from weft_hw.errors import WeftError
 from weft_sim.cache import Progress, cached, content_key
@@ -159,7 +160,7 @@ class _Build:
         for source in self._recipe.sources:
             yield source, _FAST_FLAGS
 
-    def _verilate(self, verilog: str) -> dict[str, dict[str, list[str]]]:
+    def _verilate(self, verilog: str) -> dict[str, Any]:
         """Verilator's translation to C++, and its list of what came out."""
         self._progress("translating Verilog to C++", None)
         source = self._scratch / f"{TOP}.v"
@@ -177,9 +178,7 @@ class _Build:
             str(source),
         ]
         self._call(self._verilator, command)
-        description: dict[str, dict[str, list[str]]] = json.loads(
-            (self._scratch / f"{prefix}.json").read_text()
-        )
+        description: dict[str, Any] = json.loads((self._scratch / f"{prefix}.json").read_text())
         return description
 
     def _compile(self, jobs: list[tuple[Path, list[str]]]) -> list[str]:

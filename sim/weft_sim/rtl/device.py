@@ -12,8 +12,6 @@ from weft_hw.errors import WeftError
 from weft_hw.instructions import Queue
 from weft_hw.registers import (
     MACHINE_ID,
-    REGISTERS,
-    Access,
     Control,
     FaultCause,
     Interrupt,
@@ -23,22 +21,13 @@ from weft_hw.registers import (
 from weft_sim.cache import Progress
 from weft_sim.device import DeviceFault, QueueEvents, RunResult
 from weft_sim.rtl.build import Simulator, Variant, build_simulator, machine_verilog
+from weft_sim.rtl.counters import COUNTERS
 from weft_sim.rtl.library import BusModel, BusStatistics, ErrorRange, Simulation
 
 __all__ = ["RtlDevice"]
 
 _SETTLE_CYCLES = 8  # after a soft reset, before the next access
 _IDLE_LIMIT = 20_000_000  # cycles; the longest instruction that moves nothing on the bus is shorter
-
-_NOT_COUNTERS = ("MACHINE_ID", "CONFIG_HASH", "STATUS", "FAULT_", "CYCLES_")
-COUNTERS = tuple(
-    entry.name
-    for entry in REGISTERS
-    if entry.access is Access.READ_ONLY
-    and not entry.name.startswith(_NOT_COUNTERS)
-    and not entry.name.endswith("_HEAD")
-)
-"""Registers that a run's result lists."""
 
 
 class RtlDevice:
@@ -182,8 +171,8 @@ class RtlDevice:
             raise WeftError("the machine has stopped with a fault; reset() must come before a run")
         if program_address % self.config.bus_bytes:
             raise WeftError(
-                f"the program's address must be a multiple of {self.config.bus_bytes} (a bus beat), "
-                f"not {program_address:#x}"
+                f"the program's address must be a multiple of {self.config.bus_bytes} (a beat of "
+                f"the bus), not {program_address:#x}"
             )
         self._check_range(program_address, self.config.bus_bytes)
         if self.read_register("STATUS") & Status.BUSY:

@@ -32,8 +32,8 @@ class ErrorRange:
     reads, writes : bool
         The directions concerned.
     hangs : bool
-        False: beats inside are answered with an error. True: a burst that touches the range is never
-        answered, nor any after it.
+        False: beats inside are answered with an error. True: a burst that touches the range is
+        never answered, nor any after it.
     """
 
     start: int
@@ -84,7 +84,8 @@ class BusModel:
                 raise ValueError(f"`{name}` must be a positive integer, not {value!r}")
         if not 0.0 <= self.stall_probability < 1.0:
             raise ValueError(
-                f"`stall_probability` must be at least 0 and below 1, not {self.stall_probability!r}"
+                "`stall_probability` must be at least 0 and below 1, "
+                f"not {self.stall_probability!r}"
             )
 
 
@@ -203,7 +204,9 @@ class Simulation:
         """What the memory saw since the last start."""
         values = _BusStatistics()
         self._library.weft_statistics(self._handle, values)
-        return BusStatistics(*(getattr(values, name) for name, _ in values._fields_))
+        return BusStatistics(
+            *(getattr(values, name) for name in BusStatistics.__dataclass_fields__)
+        )
 
     def open_waveform(self, path: Path, window: tuple[int, int] | None = None) -> None:
         """Write a waveform from now on, of all cycles or of a window after each program start."""

@@ -45,6 +45,8 @@ def run(
     from weft.models import load_model
     from weft.session import Session
 
+    if trace is not None and engine != "rtl":
+        raise InputError(f"--trace writes waveforms of the rtl engine; {engine} has none")
     options: dict[str, Any] = {"latency": latency, "trace": trace} if engine == "rtl" else {}
     with output.stages() as stage:
         stage(f"loading {model.name}", None)

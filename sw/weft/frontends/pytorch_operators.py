@@ -26,7 +26,7 @@ from weft.ir import (
     pool_output_size,
 )
 
-__all__ = ["RULES", "Builder", "Constants", "Pending", "Real"]
+__all__ = ["CLAMPS", "RULES", "Builder", "Constants", "Pending", "Real", "clamp_bounds"]
 
 Pair = tuple[int, int]
 Clamp = tuple[float | None, float | None]
@@ -279,10 +279,9 @@ def _move(builder: Builder, node: Any, given: dict[str, Any]) -> Real:
     tensor = builder.real(node, given[key])
     if operator(node) == "aten.dropout.default" and given["train"]:
         refuse(node, "is in training mode; call model.eval() before the export")
-    before, after = sample_shape(given[key]) if "val" in given[key].meta else None, sample_shape(node)
-    if before is None:
-        height, width, channels = tensor.shape if len(tensor.shape) == 3 else (0, 0, 0)
-        before = (channels, height, width) if height else tensor.shape
+    shape = tensor.shape
+    before = (shape[2], *shape[:2]) if len(shape) == 3 else shape
+    after = sample_shape(node)
     if math.prod(before) != math.prod(after):
         refuse(node, f"mixes samples: {before} becomes {after} for each sample")
     if after == before:
@@ -292,7 +291,7 @@ def _move(builder: Builder, node: Any, given: dict[str, Any]) -> Real:
     refuse(node, f"makes {after} of {before}; weft only flattens an image into a vector")
 
 
-RULES: dict[str, Rule] = {
+_COMPUTING: dict[str, Rule] = {
     "aten.adaptive_avg_pool2d.default": _adaptive_avg_pool2d,
     "aten.add.Tensor": _add,
     "aten.avg_pool2d.default": _avg_pool2d,
@@ -302,30 +301,25 @@ RULES: dict[str, Rule] = {
     "aten.max_pool2d.default": _max_pool2d,
     "aten.mean.dim": _mean,
 }
-"""Operators that compute."""
 
-CLAMPS = {
-    "aten.clamp.default": _clamp_alone,
-    "aten.clamp_max.default": _clamp_alone,
-    "aten.clamp_min.default": _clamp_alone,
-    "aten.hardtanh.default": _clamp_alone,
-    "aten.relu.default": _clamp_alone,
-    "aten.relu6.default": _clamp_alone,
-}
-"""Operators that are one with what is before them, or a :class:`weft.ir.Rescale`."""
+_CLAMPS = ("clamp", "clamp_max", "clamp_min", "hardtanh", "relu", "relu6")
 
-MOVES = {
-    f"aten.{name}": _move
-    for name in (
-        "contiguous.default",
-        "dropout.default",
-        "flatten.using_ints",
-        "reshape.default",
-        "squeeze.default",
-        "squeeze.dim",
-        "squeeze.dims",
-        "unsqueeze.default",
-        "view.default",
-    )
-}
-"""Operators that only change the shape."""
+_MOVES = (
+    "contiguous.default",
+    "dropout.default",
+    "flatten.using_ints",
+    "reshape.default",
+    "squeeze.default",
+    "squeeze.dim",
+    "squeeze.dims",
+    "unsqueeze.default",
+    "view.default",
+)
+
+CLAMPS = frozenset(f"aten.{name}.default" for name in _CLAMPS)
+"""Operators that are one with what is before them, or a :class:`weft.ir.Rescale` of their own."""
+
+RULES: dict[str, Rule] = (
+    _COMPUTING | dict.fromkeys(CLAMPS, _clamp_alone) | {f"aten.{name}": _move for name in _MOVES}
+)
+"""Every operator that weft knows, by its full name."""

@@ -1,0 +1,332 @@
+"""MATRIX, prepared: one exact floating-point product for a whole loop nest where that is possible.
+
+A product of two int8 values is at most 2^14 in size, so that float32 sums of up to 1,024 of them
+are exact in any order. Longer reductions are cut into such pieces. The zero point is taken off the
+sums, not the operands, and everything from there on is int32, modulo 2^32::
+
+    sum_k (left[k] - z) * tile[k]  =  sum_k left[k] * tile[k]  -  z * sum_k tile[k]
+
+A left row that does not exist reads as z, hence adds nothing.
+"""
+
+import itertools
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft_hw.instructions import TILE_LOOPS_MATRIX, Accumulate, Bounds, Matrix
+from weft_hw.registers import FaultCause
+from weft_sim.functional.memories import FILL_BYTES, Memories, Scratch
+from weft_sim.functional.nests import (
+    Addresses,
+    ByteGather,
+    access,
+    affine,
+    disjoint,
+    first_trip,
+    strided,
+    trips,
+)
+from weft_sim.functional.step import Faulted, Step
+from weft_sim.race_check import Access, Space
+
+__all__ = ["WeightCache", "prepare_matrix"]
+
+EXACT_REDUCTION = 1024
+
+Int32Array = NDArray[np.int32]
+Float32Array = NDArray[np.float32]
+
+
+class _Nest:
+    """All addresses of a MATRIX, checked; axes of length 1 are broadcast (see ``affine``)."""
+
+    def __init__(self, instruction: Matrix, memories: Memories) -> None:
+        self.instruction = instruction
+        self.config = config = memories.config
+        self.counts = counts = instruction.counts
+        trips(counts, "MATRIX")
+        self.left = affine(instruction.left_address, instruction.left_strides, counts)
+        self.accumulator = affine(
+            instruction.accumulator_address, instruction.accumulator_strides, counts
+        )
+        self.exists: NDArray[np.bool_] | None = None
+        if instruction.bounds is Bounds.LEFT:
+            y = affine(instruction.y_origin, instruction.y_steps, counts)
+            x = affine(instruction.x_origin, instruction.x_steps, counts)
+            inside = (y >= 0) & (y < instruction.y_extent) & (x >= 0) & (x < instruction.x_extent)
+            self.exists = None if inside.all() else inside
+        tile_counts = counts[:TILE_LOOPS_MATRIX]
+        tiles = affine(
+            instruction.top_address, instruction.top_strides[:TILE_LOOPS_MATRIX], tile_counts
+        )
+        rows = np.arange(config.rows) * instruction.tile_stride
+        self.top: Addresses = tiles[..., np.newaxis] + rows  # first byte of each tile's rows
+        self._check(memories)
+
+    def _check(self, memories: Memories) -> None:
+        config, counts = self.config, self.counts
+        left_bad = (self.left < 0) | (self.left + config.rows > config.activation_bytes)
+        if self.exists is not None:
+            left_bad = left_bad & self.exists
+        row_bad = (self.accumulator < 0) | (self.accumulator >= config.accumulator_total_rows)
+        top_bad = (self.top < 0) | (self.top + config.columns > config.weight_bytes)
+        tile_bad = top_bad.any(axis=-1)
+        if not (left_bad.any() or row_bad.any() or tile_bad.any()):
+            return
+        inner = (1,) * (len(counts) - TILE_LOOPS_MATRIX)
+        trip = first_trip(left_bad | row_bad | tile_bad.reshape(tile_bad.shape + inner), counts)
+        index = np.unravel_index(trip, counts)
+
+        def at(values: NDArray[np.bool_] | Addresses) -> int:
+            place = tuple(i if length > 1 else 0 for i, length in zip(index, values.shape))
+            return int(values[place])
+
+        if at(tile_bad):
+            first = int(np.argmax(top_bad[_clip(index, top_bad.shape)]))
+            address = int(self.top[_clip(index, self.top.shape)][first])
+        else:
+            address = at(self.left) if at(left_bad) else at(self.accumulator)
+        raise Faulted(FaultCause.LOCAL_ADDRESS, address)
+
+    @property
+    def left_repeats(self) -> bool:
+        """Whether the left rows are the same for every output tile."""
+        return self.left.shape[0] == 1 and (self.exists is None or self.exists.shape[0] == 1)
+
+    @property
+    def reduces_in_place(self) -> bool:
+        """Whether each accumulator row belongs to one output tile and one activation row."""
+        tiles, _, _, _, *rows = self.counts
+        if self.accumulator.shape[1:TILE_LOOPS_MATRIX] != (1, 1, 1):
+            return False
+        return disjoint(np.broadcast_to(self.accumulator, (tiles, 1, 1, 1, *rows)), 1)
+
+    def accesses(self) -> list[Access]:
+        """Reads of both operands, writes of accumulator rows."""
+        left = self.left
+        if self.exists is not None:
+            left, exists = np.broadcast_arrays(left, self.exists)
+            left = left[exists]
+        return [
+            access(Space.ACTIVATION, left, self.config.rows, write=False),
+            access(Space.WEIGHT, self.top, self.config.columns, write=False),
+            access(Space.ACCUMULATOR, self.accumulator, 1, write=True),
+        ]
+
+
+def _clip(index: Sequence[np.intp], shape: Sequence[int]) -> tuple[int, ...]:
+    """The tile loops' indexes, for an array whose axes of length 1 are broadcast."""
+    tile_index = index[:TILE_LOOPS_MATRIX]
+    return tuple(int(i) if length > 1 else 0 for i, length in zip(tile_index, shape))
+
+
+class Weights:
+    """The weight tiles of a nest as one float32 matrix; made once for all that multiply by them.
+
+    ``matrix`` is [output tile, reduction, column] where each tile has left rows of its own, else
+    [reduction, (output tile, column)]. ``sums`` are those over the reduction, by column.
+    """
+
+    def __init__(self, nest: _Nest, memories: Memories, scratch: Scratch) -> None:
+        config = memories.config
+        top = np.broadcast_to(nest.top, (*nest.counts[:TILE_LOOPS_MATRIX], config.rows))
+        self.depth = top[0].size
+        if nest.left_repeats:
+            top = np.moveaxis(top, 0, -1)
+            shape: tuple[int, ...] = (self.depth, nest.counts[0] * config.columns)
+        else:
+            shape = (nest.counts[0], self.depth, config.columns)
+        self._scratch = scratch
+        self._gather = ByteGather(memories.weight, top, None, config.columns)
+        self.matrix: Float32Array = np.empty(shape, np.float32)
+        self.sums: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def refresh(self) -> None:
+        """Take the tiles from the weight scratchpad."""
+        tiles = self._scratch.take("bytes", np.int8, self._gather.size)
+        self._gather.read(tiles)
+        np.copyto(self.matrix, tiles.reshape(self.matrix.shape))
+        pieces = [
+            self.matrix[..., start : start + EXACT_REDUCTION, :].sum(axis=-2)
+            for start in range(0, self.depth, EXACT_REDUCTION)
+        ]
+        self.sums = np.sum(pieces, axis=0, dtype=np.int64)
+
+
+class WeightCache:
+    """Shares :class:`Weights` between instructions, as long as nothing is loaded over them."""
+
+    def __init__(self) -> None:
+        self._weights: dict[Hashable, tuple[Weights, Access]] = {}
+
+    def get(self, nest: _Nest, memories: Memories, scratch: Scratch) -> tuple[Weights, bool]:
+        """The weights of a nest, and whether they are new and must be refreshed in each run."""
+        instruction = nest.instruction
+        key = (
+            instruction.top_address,
+            instruction.counts[:TILE_LOOPS_MATRIX],
+            instruction.top_strides[:TILE_LOOPS_MATRIX],
+            instruction.tile_stride,
+            nest.left_repeats,
+        )
+        if key in self._weights:
+            return self._weights[key][0], False
+        weights = Weights(nest, memories, scratch)
+        read = access(Space.WEIGHT, nest.top, memories.config.columns, write=False)
+        self._weights[key] = weights, read
+        return weights, True
+
+    def loaded(self, accesses: Sequence[Access]) -> None:
+        """Forget the weights that a LOAD changes."""
+        for written in accesses:
+            if written.space is not Space.WEIGHT:
+                continue
+            for key, (_, read) in list(self._weights.items()):
+                if _meet(written, read):
+                    del self._weights[key]
+
+
+def _meet(first: Access, second: Access) -> bool:
+    behind = np.searchsorted(second.ends, first.starts, side="right")  # first one not left of it
+    inside = behind < len(second.starts)
+    return bool((second.starts[behind[inside]] < first.ends[inside]).any())
+
+
+def prepare_matrix(
+    instruction: Matrix, memories: Memories, scratch: Scratch, cache: WeightCache
+) -> Step:
+    """The fastest step that executes a MATRIX exactly."""
+    nest = _Nest(instruction, memories)
+    if nest.reduces_in_place:
+        return _ProductStep(nest, memories, scratch, cache)
+    return _TileByTileStep(nest, memories)
+
+
+class _ProductStep:
+    """Each accumulator row is one sum over the whole reduction: one matrix product."""
+
+    def __init__(
+        self, nest: _Nest, memories: Memories, scratch: Scratch, cache: WeightCache
+    ) -> None:
+        self._nest, self._scratch = nest, scratch
+        instruction = nest.instruction
+        tiles, *reduction, i4, i5, i6 = nest.counts
+        shared = nest.left_repeats
+        self._weights, self._refreshes = cache.get(nest, memories, scratch)
+        self._zero_point = instruction.left_zero_point
+        self._adds = instruction.accumulate is Accumulate.ALWAYS_ADD
+
+        # Left rows as [output tile (if it matters), pixel, reduction].
+        shape = (1 if shared else tiles, *reduction, i4, i5, i6)
+        order = (0, 4, 5, 6, 1, 2, 3)
+        left = np.broadcast_to(nest.left, shape).transpose(order)
+        exists = None
+        if nest.exists is not None:
+            exists = np.broadcast_to(nest.exists, shape).transpose(order)
+        self._gather = ByteGather(
+            memories.activation, left, exists, nest.config.rows, fill_bytes=FILL_BYTES
+        )
+        pixels, depth = i4 * i5 * i6, self._weights.depth
+        self._left_shape: tuple[int, ...] = (pixels, depth)
+        columns = nest.config.columns
+        self._result_shape: tuple[int, ...] = (pixels, tiles * columns)
+        if not shared:
+            self._left_shape = (tiles, pixels, depth)
+            self._result_shape = (tiles, pixels, columns)
+        self._shared = shared
+
+        # The accumulator rows as [output tile, row loops, column].
+        rows = memories.accumulator.reshape(-1)
+        steps = instruction.accumulator_strides
+        self._target: Int32Array = strided(
+            rows,
+            instruction.accumulator_address * columns,
+            [columns * steps[loop] for loop in (0, 4, 5, 6)],
+            (tiles, i4, i5, i6),
+            columns,
+        )
+
+    def execute(self) -> None:
+        """Gather, multiply, write or add."""
+        weights = self._weights
+        if self._refreshes:
+            weights.refresh()
+        scratch, size = self._scratch, self._gather.size
+        gathered = scratch.take("bytes", np.int8, size)
+        self._gather.read(gathered, self._zero_point)
+        left = scratch.take("left", np.float32, size)
+        np.copyto(left, gathered)
+        result = scratch.take("result", np.float32, self._target.size).reshape(self._result_shape)
+        left = left.reshape(self._left_shape)
+        adds = self._adds
+        depth = weights.depth
+        for start in range(0, depth, EXACT_REDUCTION):
+            if depth <= EXACT_REDUCTION:
+                np.matmul(left, weights.matrix, out=result)
+            else:
+                piece = slice(start, start + EXACT_REDUCTION)
+                np.matmul(left[..., piece], weights.matrix[..., piece, :], out=result)
+            sums = self._by_row(result)
+            if adds:
+                np.add(self._target, sums.astype(np.int32), out=self._target)
+            else:
+                np.copyto(self._target, sums, casting="unsafe")  # whole numbers below 2^24
+            adds = True
+        if self._zero_point:
+            offsets = (weights.sums * self._zero_point).astype(np.int32)
+            self._target -= offsets.reshape(len(self._target), 1, 1, 1, -1)
+
+    def _by_row(self, result: Float32Array) -> Float32Array:
+        """The product in the order of ``_target``'s axes."""
+        tiles, i4, i5, i6, columns = self._target.shape
+        if not self._shared:
+            return result.reshape(self._target.shape)
+        return result.reshape(i4, i5, i6, tiles, columns).transpose(3, 0, 1, 2, 4)
+
+    def accesses(self) -> Sequence[Access]:
+        """Reads of both operands, writes of accumulator rows."""
+        return self._nest.accesses()
+
+
+class _TileByTileStep:
+    """Accumulator rows that several tiles or activation rows share: tile after tile, in loop order."""
+
+    def __init__(self, nest: _Nest, memories: Memories) -> None:
+        self._nest, self._memories = nest, memories
+        counts = nest.counts
+        self._left = np.broadcast_to(nest.left, counts)
+        self._rows = np.broadcast_to(nest.accumulator, counts)
+        self._exists = None if nest.exists is None else np.broadcast_to(nest.exists, counts)
+
+    def execute(self) -> None:
+        """Visit every tile."""
+        nest, memories = self._nest, self._memories
+        instruction = nest.instruction
+        activation, weight = memories.activation, memories.weight
+        across, down = np.arange(nest.config.rows), np.arange(nest.config.columns)
+        tile_counts = nest.counts[:TILE_LOOPS_MATRIX]
+        tops = np.broadcast_to(nest.top, (*tile_counts, nest.config.rows))
+        for index in itertools.product(*map(range, tile_counts)):
+            tile = weight[tops[index][:, np.newaxis] + down].astype(np.float64)
+            addresses = self._left[index].ravel()
+            exists = None if self._exists is None else self._exists[index].ravel()
+            if exists is not None:
+                addresses = np.where(exists, addresses, 0)  # any address that may be read
+            left = activation[addresses[:, np.newaxis] + across].astype(np.float64)
+            left -= instruction.left_zero_point
+            if exists is not None:
+                left[~exists] = 0
+            sums = (left @ tile).astype(np.int32)
+            rows = self._rows[index].ravel()
+            overwrites = instruction.accumulate is Accumulate.OVERWRITE_FIRST
+            if overwrites and index[1:] == (0, 0, 0):
+                last = len(rows) - 1 - np.unique(rows[::-1], return_index=True)[1]
+                memories.accumulator[rows[last]] = sums[last]
+            else:
+                np.add.at(memories.accumulator, rows, sums)
+
+    def accesses(self) -> Sequence[Access]:
+        """Reads of both operands, writes of accumulator rows."""
+        return self._nest.accesses()

