@@ -22,7 +22,8 @@ from functools import reduce
 from typing import Any
 
 import numpy as np
-import torch
+
+from weft.quantize.pt2e import torch  # registers the quantized operators
 
 __all__ = ["Difference", "ExactLayer", "ForcedCodes", "explain", "read_layer"]
 
@@ -124,7 +125,9 @@ def explain(
     for index in zip(*np.nonzero(integer != floating), strict=True):
         value, error, largest = layer.value(index)
         ours, theirs = int(integer[index]), int(floating[index])
-        text = f"{where}{list(map(int, index))}: exact {float(value)}, integer {ours}, float {theirs}"
+        text = (
+            f"{where}{list(map(int, index))}: exact {float(value)}, integer {ours}, float {theirs}"
+        )
         low, high = _codes(value - error, value + error, layer.zero_point)
         assert low <= theirs <= high, f"{text}: beyond the float error {float(error)}"
         slack = MULTIPLIER_ERROR * abs(value)
@@ -194,7 +197,11 @@ class _Reader:
             return self._layer(node, data, scale)
         if node.target in CLAMPS:
             return [self._term(data, data.abs(), scale / self.step)], 5, [_clamp(node, self.step)]
-        if node.target in (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim):
+        if node.target in (
+            aten.avg_pool2d.default,
+            aten.adaptive_avg_pool2d.default,
+            aten.mean.dim,
+        ):
             return self._average(node, data, scale)
         moved = node.target(data, *node.args[1:])  # maximum and moves select exactly
         return [self._term(moved, moved.abs(), scale / self.step)], 5, []

@@ -466,6 +466,12 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     )
     tensor: int = bits(12, "Tensor number for stochastic rounding.", supported=(0,))
 
+    def unsupported(self) -> str | None:
+        """As :meth:`Instruction.unsupported`; a tail needs a source of its operand B."""
+        if self.tail != Tail.NONE and self.b_source == OperandSource.NONE:
+            return "b_source"
+        return super().unsupported()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scalar(Instruction, opcode=0x31, queue=Queue.VECTOR, size=16):

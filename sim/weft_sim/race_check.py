@@ -111,7 +111,9 @@ def check_order(entries: Sequence[Entry], program: tuple[int, int]) -> None:
     check_semaphores(entries)
     _check_fetch(entries, program)
     histories = {space: _History.of(space, entries) for space in Space}
-    known = np.zeros((len(Queue), len(Queue)), np.int64)  # by queue: clock of its latest instruction
+    known = np.zeros(
+        (len(Queue), len(Queue)), np.int64
+    )  # by queue: clock of its latest instruction
     signals: dict[int, deque[Positions]] = {}
     queues: list[list[Entry]] = [[] for _ in Queue]
     for entry in entries:

@@ -161,7 +161,7 @@ def _placed(candidate: Vector, config: AcceleratorConfig, rng: random.Random) ->
 @pytest.mark.parametrize("config", [TINY, WIDE, NARROW], ids=lambda config: config.name)
 def test_random_programs(config: AcceleratorConfig, refusal: float, seed: int) -> None:
     rng = random.Random(zlib.crc32(f"{seed} {config.name} {refusal}".encode()))
-    program = [random_instruction(config, rng) for _ in range(40)]
+    program = [random_instruction(config, rng) for _ in range(30)]
     state = random_state(config, rng)
     expected = state.copy()
     outcome = run_engine(config, program, state, rng, refusal=refusal)

@@ -1,4 +1,4 @@
-"""A program written by hand: matrix product, bias, requantization; and its answer in plain Python."""
+"""A program written by hand: matrix product, bias, requantization; its answer in plain Python."""
 
 from dataclasses import dataclass
 
@@ -58,11 +58,12 @@ class MatmulCase:
         depth, width = self.weights.shape
         result_address = config.activation_bytes // 2
         return [
-            Load(dram_address=LEFT, run_bytes=rows * depth, memory=Memory.ACTIVATION),
+            Load(dram_address=LEFT, run_bytes=rows * depth, memory=Memory.ACTIVATION, extent=1),
             Load(
                 dram_address=WEIGHTS,
                 run_bytes=depth * width,
                 memory=Memory.WEIGHT,
+                extent=1,
                 signal=LOADED,
             ),
             Load(
@@ -71,6 +72,7 @@ class MatmulCase:
                 dram_strides=(0, 0, config.parameter_row_bytes),
                 run_bytes=config.parameter_row_bytes,
                 memory=Memory.PARAMETER,
+                extent=1,
                 strides=(0, 0, config.parameter_row_pitch),
                 signal=PARAMETERS_LOADED,
             ),
@@ -106,6 +108,7 @@ class MatmulCase:
                 run_bytes=self.output_size,
                 memory=Memory.ACTIVATION,
                 address=result_address,
+                extent=1,
             ),
             End(),
         ]

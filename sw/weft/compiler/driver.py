@@ -6,8 +6,9 @@ from weft.compiler.constants import ConstantImage, image_bytes
 from weft.compiler.context import Context, LayerTask
 from weft.compiler.kernels import Kernel
 from weft.compiler.layout import pixel_pitch
+from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
-from weft.compiler.lower_vector import lower_add, lower_pool, lower_rescale
+from weft.compiler.lower_vector import lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan, plan_memory
 from weft.compiler.stream import Space, Step
 from weft.compiler.synchronize import synchronize

@@ -1,4 +1,4 @@
-"""Pooling, addition and rescaling: operations that VECTOR computes alone."""
+"""Pooling and rescaling: operations that VECTOR computes alone, in one pass."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,38 +7,28 @@ from typing import Any
 from weft.compiler.constants import multiplier_of
 from weft.compiler.context import LayerTask, TileBox
 from weft.compiler.kernels import Chunk, Kernel
-from weft.compiler.layout import PixelLayout, Region
+from weft.compiler.layout import PixelLayout
 from weft.compiler.stream import Access, Space, reads, writes
-from weft.compiler.vectors import accumulator_strides, pixel_strides, result_fields, trim
-from weft.ir import Add, AveragePool2d, MaxPool2d, Rescale
+from weft.compiler.vectors import (
+    accumulator_strides,
+    pixel_strides,
+    result_fields,
+    tile_rows,
+    tile_source,
+    trim,
+    vector_read,
+)
+from weft.ir import AveragePool2d, MaxPool2d, Rescale
 from weft_hw.instructions import (
     Head,
     Memory,
     OperandSource,
-    Rounding,
     ScaleSource,
     Tail,
     Vector,
 )
 
-__all__ = ["lower_add", "lower_pool", "lower_rescale"]
-
-
-def _source_region(task: LayerTask, tile: TileBox, chunk: Chunk) -> Region:
-    """What a tile reads of an input: only the channels that it computes."""
-    region = task.kernel.source_region(tile.y, tile.rows, tile.x, tile.columns, chunk)
-    first, end = task.output_bytes(tile)
-    return dataclasses.replace(region, c0=first, c1=end)
-
-
-def _read(task: LayerTask, tile: TileBox, layout: PixelLayout, region: Region) -> Access:
-    """The access of a VECTOR operand; whole vectors are read, also of narrower pixels."""
-    beyond = tile.channels * task.config.columns - (region.c1 - region.c0)
-    return reads(Space.ACTIVATION, layout.span(region, slack=beyond))
-
-
-def _rows(bank: int, tile: TileBox) -> tuple[int, int]:
-    return bank, bank + tile.channels * tile.rows * tile.columns
+__all__ = ["lower_pool", "lower_rescale"]
 
 
 # Rescale -----------------------------------------------------------------------------------------
@@ -52,7 +42,7 @@ def lower_rescale(task: LayerTask) -> None:
     source, result = graph.tensor(operation.inputs[0]), graph.tensor(operation.output)
     multiplier, exponent = multiplier_of(source.scale / result.scale, operation.name)
     for tile in task.tiles():
-        region = _source_region(task, tile, task.kernel.whole)
+        region = tile_source(task, tile, task.kernel.whole)
         layout = task.operand(0, region)
         target = task.destination(tile)
         counts = (tile.channels, 1, tile.rows, tile.columns, 1, 1)
@@ -74,7 +64,7 @@ def lower_rescale(task: LayerTask) -> None:
                 **result_fields(target, output, counts, task.config),
             ),
             "rescale",
-            _read(task, tile, layout, region),
+            vector_read(task, tile, layout, region),
             writes(Space.ACTIVATION, target.span(output)),
         )
         task.finish(tile, target)
@@ -117,7 +107,7 @@ class _Pool:
 
     def _at_once(self, tile: TileBox, target: PixelLayout) -> None:
         chunk = self.kernel.whole
-        region = _source_region(self.task, tile, chunk)
+        region = tile_source(self.task, tile, chunk)
         layout = self.task.operand(0, region)
         for part, elements in self._parts(tile):
             window, read = self._window(part, chunk, layout)
@@ -127,7 +117,7 @@ class _Pool:
         bank = self.task.context.next_bank()
         visible = []
         for chunk in self.task.tiling.chunks:
-            region = _source_region(self.task, tile, chunk)
+            region = tile_source(self.task, tile, chunk)
             if not region.empty:
                 visible.append((chunk, region))
         for number, (chunk, region) in enumerate(visible):
@@ -155,8 +145,8 @@ class _Pool:
                 ),
                 "pool part of the window",
                 read,
-                reads(Space.ACCUMULATOR, _rows(bank, tile)),
-                writes(Space.ACCUMULATOR, _rows(bank, tile)),
+                reads(Space.ACCUMULATOR, tile_rows(bank, tile)),
+                writes(Space.ACCUMULATOR, tile_rows(bank, tile)),
             )
         for part, elements in self._parts(tile):
             counts = (part.channels, 1, part.rows, part.columns, 1, 1)
@@ -168,7 +158,7 @@ class _Pool:
                 "a_address": first,
                 "a_strides": strides,
             }
-            read = reads(Space.ACCUMULATOR, _rows(bank, tile))
+            read = reads(Space.ACCUMULATOR, tile_rows(bank, tile))
             self._emit_result(part, elements, target, fields, read)
 
     def _emit_result(
@@ -214,7 +204,7 @@ class _Pool:
         y, x = kernel.origin(part.y, part.x, chunk)
         taps = chunk.y1 - chunk.y0, chunk.x1 - chunk.x0
         counts = (part.channels, 1, part.rows, part.columns, *taps)
-        region = _source_region(self.task, part, chunk)
+        region = tile_source(self.task, part, chunk)
         height, width, _ = kernel.source
         fields = {
             "counts": counts,
@@ -230,7 +220,7 @@ class _Pool:
             "x_extent": width,
             "x_steps": trim((0, 0, 0, kernel.stride[1], 0, 1), counts),
         }
-        return fields, _read(self.task, part, layout, region)
+        return fields, vector_read(self.task, part, layout, region)
 
     def _parts(self, tile: TileBox) -> Iterator[tuple[TileBox, int]]:
         """The tile, cut where the divisor changes, with each part's divisor."""
@@ -256,152 +246,3 @@ class _Pool:
             if position == first + count or existing(position) != existing(begin):
                 yield begin, position - begin, existing(begin)
                 begin = position
-
-
-# Add ---------------------------------------------------------------------------------------------
-
-FINE_SHIFT = 22
-"""Bits below the larger input's step: the sum of two 9-bit differences still fits 32 bits."""
-
-TFLITE_SHIFT = 20
-
-
-def lower_add(task: LayerTask) -> None:
-    """Emit an addition.
-
-    * Equal scales and zero points: the sum over a "window" that is the two inputs, one VECTOR. The
-      result is the rounded exact value.
-    * Else three passes through the accumulators. The input of the smaller scale becomes
-      ``t = round(((q - z) << 22) * s_small / s_large)``, then ``u = t + ((q - z) << 22)`` of the
-      other, which is exact, then ``round(u * s_large / (2^22 s_out))``. Before the last rounding
-      the value differs from the exact one by less than ``0.63 * 2^-22 * s_large / s_out + 2^-23``
-      output steps (half a unit in t, 0.13 for its 31-bit multiplier; the last multiplier): only
-      sums so close to a tie can round differently.
-    * With rounding TWO_STEP the three passes are TFLite's own, bit for bit: both inputs ``<< 20``
-      and scaled by ``s_i / (2 max(s_1, s_2))``, the sum by ``2 max(s_1, s_2) / (2^20 s_out)``.
-    """
-    operation = task.kernel.operation
-    assert isinstance(operation, Add)
-    for tile in task.tiles():
-        region = _source_region(task, tile, task.kernel.whole)
-        layouts = [task.operand(position, region) for position in range(2)]
-        target = task.destination(tile)
-        accesses = [_read(task, tile, layout, region) for layout in layouts]
-        _AddTile(task, operation, tile, region, layouts, accesses, target).emit()
-        task.finish(tile, target)
-
-
-@dataclasses.dataclass
-class _AddTile:
-    task: LayerTask
-    operation: Add
-    tile: TileBox
-    region: Region
-    layouts: list[PixelLayout]
-    accesses: list[Access]
-    target: PixelLayout
-
-    def __post_init__(self) -> None:
-        graph = self.task.context.graph
-        self.inputs = [graph.tensor(name) for name in self.operation.inputs]
-        self.result = graph.tensor(self.operation.output)
-        self.counts = (self.tile.channels, 1, self.tile.rows, self.tile.columns, 1, 1)
-
-    def emit(self) -> None:
-        first, second = self.inputs
-        same = (first.scale, first.zero_point) == (second.scale, second.zero_point)
-        alike = self.layouts[0].row_pitch == self.layouts[1].row_pitch
-        if self.operation.rounding == Rounding.TWO_STEP:
-            self._three_passes((0, 1), TFLITE_SHIFT, 2 * max(first.scale, second.scale))
-        elif same and alike:
-            self._one_pass()
-        else:
-            order = (0, 1) if first.scale <= second.scale else (1, 0)
-            self._three_passes(order, FINE_SHIFT, max(first.scale, second.scale))
-
-    def _one_pass(self) -> None:
-        counts = (*self.counts[:5], 2)
-        distance = self._address(1) - self._address(0)
-        strides = pixel_strides(self.layouts[0], self.counts, self.task.config)
-        fields = {
-            "counts": counts,
-            "a_source": OperandSource.ACTIVATION,
-            "a_address": self._address(0),
-            "a_strides": (*strides[:5], distance),
-            "a_zero_point": self.inputs[0].zero_point,
-        }
-        self._emit_result(fields, self.inputs[0].scale / self.result.scale, self.accesses)
-
-    def _three_passes(self, order: tuple[int, int], shift: int, unit: float) -> None:
-        bank = self.task.context.next_bank()
-        rows = _rows(bank, self.tile)
-        strides = accumulator_strides(self.counts)
-        for number, position in enumerate(order):
-            tensor = self.inputs[position]
-            scaling: dict[str, Any] = {"scale_source": ScaleSource.NONE}
-            if tensor.scale != unit:
-                multiplier, exponent = multiplier_of(tensor.scale / unit, self.operation.name)
-                scaling = {
-                    "scale_source": ScaleSource.INSTRUCTION,
-                    "multiplier": multiplier,
-                    "exponent": exponent,
-                    "rounding": self.operation.rounding,
-                }
-            combine: dict[str, Any] = {}
-            if number:
-                combine = {
-                    "tail": Tail.ADD,
-                    "b_source": OperandSource.ACCUMULATOR,
-                    "b_address": bank,
-                    "b_strides": strides,
-                }
-            self.task.stream.emit(
-                Vector(
-                    counts=self.counts,
-                    a_source=OperandSource.ACTIVATION,
-                    a_address=self._address(position),
-                    a_strides=pixel_strides(self.layouts[position], self.counts, self.task.config),
-                    a_zero_point=tensor.zero_point,
-                    pre_shift=shift,
-                    **scaling,
-                    **combine,
-                    destination=Memory.ACCUMULATOR,
-                    address=bank,
-                    strides=strides[:4],
-                ),
-                "add: scale an input",
-                self.accesses[position],
-                reads(Space.ACCUMULATOR, rows),
-                writes(Space.ACCUMULATOR, rows),
-            )
-        fields = {
-            "counts": self.counts,
-            "a_source": OperandSource.ACCUMULATOR,
-            "a_address": bank,
-            "a_strides": strides,
-        }
-        ratio = unit / (2.0**shift * self.result.scale)
-        self._emit_result(fields, ratio, [reads(Space.ACCUMULATOR, rows)])
-
-    def _emit_result(self, fields: dict[str, Any], ratio: float, accesses: list[Access]) -> None:
-        multiplier, exponent = multiplier_of(ratio, self.operation.name)
-        output = self.task.output_region(self.tile)
-        self.task.stream.emit(
-            Vector(
-                **fields,
-                scale_source=ScaleSource.INSTRUCTION,
-                multiplier=multiplier,
-                exponent=exponent,
-                rounding=self.operation.rounding,
-                zero_point=self.result.zero_point,
-                clamp_low=self.operation.clamp[0],
-                clamp_high=self.operation.clamp[1],
-                **result_fields(self.target, output, self.counts, self.task.config),
-            ),
-            "add",
-            *accesses,
-            writes(Space.ACTIVATION, self.target.span(output)),
-        )
-
-    def _address(self, position: int) -> int:
-        return self.layouts[position].at(self.tile.y, self.tile.x, self.region.c0)

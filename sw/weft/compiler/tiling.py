@@ -7,12 +7,17 @@ from random import Random
 
 from weft.compiler.kernels import Chunk, Kernel, ceil_div
 from weft.ir import Add, AveragePool2d, MaxPool2d
+from weft_hw.instructions import Load, Matrix, Store, Vector
 
 __all__ = ["Tiling", "Where", "choose_tiling", "smallest_need"]
 
-MATRIX_OVERHEAD = 40  # cycles that fill and empty the array once an instruction
-VECTOR_OVERHEAD = 20
-TRANSFER_OVERHEAD = 40  # latency of the memory and of a transfer's start
+# Cycles between neighbouring instructions of an engine, and from an instruction's last step to its
+# retirement. A MATRIX follows another without a pause.
+VECTOR_GAP = 5
+VECTOR_LATENCY = 20
+TRANSFER_GAP = 8
+TRANSFER_LATENCY = 40
+MATRIX_LATENCY = 15  # besides rows + columns
 
 
 @dataclass(frozen=True)
@@ -216,37 +221,54 @@ def _fit(
 
 
 def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
-    """Estimated cycles of the pipeline load, matrix, vector, store over all tiles."""
+    """Estimated cycles of the pipeline load, matrix, vector, store over all tiles.
+
+    The slowest engine sets the pace; the first tile runs through all of them, and then so does the
+    last one's rest.
+    """
     config = kernel.config
     rows, columns, _ = kernel.result
     spatial = ceil_div(rows, tiling.rows) * ceil_div(columns, tiling.columns)
     blocks = ceil_div(kernel.result_tiles, tiling.channel_tiles)
-    pixels = tiling.rows * tiling.columns
     tiles = spatial * blocks
-    window = 1 if kernel.is_convolution else kernel.window[0] * kernel.window[1]
-    passes = 3 if isinstance(kernel.operation, Add) else 1
-    vector = passes * (tiling.channel_tiles * pixels * window + VECTOR_OVERHEAD)
-    matrix = load = 0.0
+    chunks = len(tiling.chunks)
+    vectors = tiling.channel_tiles * tiling.rows * tiling.columns
+    vector, latency = _vector_cycles(kernel, vectors)
+    fetched = Vector.size * (3 if isinstance(kernel.operation, Add) else 1)
+    matrix = store = load = turns = 0.0
     first_load = 0.0
     if kernel.is_convolution:
         steps = tiling.channel_tiles * kernel.whole.tiles
-        matrix = steps * max(config.rows, pixels) + MATRIX_OVERHEAD * len(tiling.chunks)
-        weights = steps * config.tile_bytes / config.bus_bytes + TRANSFER_OVERHEAD
+        matrix = steps * max(config.rows, tiling.rows * tiling.columns)
+        latency += config.rows + config.columns + MATRIX_LATENCY
+        fetched += Matrix.size * chunks
+        weights = steps * config.tile_bytes / config.bus_bytes + TRANSFER_GAP * chunks
         everything = kernel.result_tiles * kernel.whole.tiles * config.tile_bytes
-        stays = len(tiling.chunks) == 1 or everything <= config.weight_bytes
+        stays = chunks == 1 or everything <= config.weight_bytes
         load += weights * blocks * (1 if stays else spatial)
         first_load += weights
         if 2 * steps * config.tile_bytes > config.weight_bytes and blocks > 1:
-            matrix += weights  # no second buffer: loading and computing take turns
+            turns += weights + TRANSFER_LATENCY  # no second buffer: loading and computing alternate
     if where.spilled_inputs:
-        slab = where.spilled_inputs * len(tiling.chunks)
-        slab_cycles = slab * (tiling.input_bytes / config.bus_bytes + TRANSFER_OVERHEAD)
-        load += slab_cycles * (blocks if spatial * len(tiling.chunks) > 1 else 1) * spatial
-        first_load += slab_cycles / len(tiling.chunks)
+        slabs = where.spilled_inputs * chunks
+        slab = slabs * (tiling.input_bytes / config.bus_bytes + TRANSFER_GAP)
+        fetched += Load.size * slabs
+        load += slab * spatial * (blocks if spatial * chunks > 1 else 1)
+        first_load += slab / chunks
         if tiling.slots == 1:
-            matrix += slab_cycles
-    store = 0.0
+            turns += slab + TRANSFER_LATENCY
     if where.spilled_output:
-        store = tiling.output_bytes / config.bus_bytes + TRANSFER_OVERHEAD
-    slowest = max(load / tiles, matrix, vector, store)
-    return first_load + matrix + vector + store + (tiles - 1) * slowest
+        store = tiling.output_bytes / config.bus_bytes + TRANSFER_GAP
+        fetched += Store.size
+    load += tiles * fetched / config.bus_bytes  # instructions come over the same bus
+    slowest = max(load / tiles, matrix + turns, vector, store)
+    first = first_load + matrix + vector + store + latency + TRANSFER_LATENCY
+    return first + (tiles - 1) * slowest
+
+
+def _vector_cycles(kernel: Kernel, vectors: int) -> tuple[float, float]:
+    """VECTOR's cycles for a tile, and its latency."""
+    if isinstance(kernel.operation, Add):  # each pass reads what the one before has written
+        return 3 * (vectors + VECTOR_GAP) + 2 * VECTOR_LATENCY, VECTOR_LATENCY
+    window = 1 if kernel.is_convolution else kernel.window[0] * kernel.window[1]
+    return vectors * window + VECTOR_GAP, VECTOR_LATENCY

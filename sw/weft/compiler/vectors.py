@@ -1,13 +1,25 @@
-"""Shared pieces of VECTOR instructions: strides, result fields."""
+"""Shared pieces of VECTOR instructions: what a tile reads, strides, result fields."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from weft.compiler.context import LayerTask, TileBox
+from weft.compiler.kernels import Chunk
 from weft.compiler.layout import PixelLayout, Region
+from weft.compiler.stream import Access, Space, reads
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import LOOPS_VECTOR_OUTER, Memory
 
-__all__ = ["accumulator_strides", "pixel_strides", "result_fields", "trim"]
+__all__ = [
+    "accumulator_strides",
+    "pixel_strides",
+    "result_fields",
+    "tile_rows",
+    "tile_source",
+    "trim",
+    "vector_read",
+]
 
 
 def trim(strides: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
@@ -44,3 +56,21 @@ def result_fields(
         "strides": pixel_strides(layout, counts, config)[:LOOPS_VECTOR_OUTER],
         "last_lanes": lanes % config.columns,
     }
+
+
+def tile_source(task: LayerTask, tile: TileBox, chunk: Chunk) -> Region:
+    """What a tile reads of an input: only the channels that it computes."""
+    region = task.kernel.source_region(tile.y, tile.rows, tile.x, tile.columns, chunk)
+    first, end = task.output_bytes(tile)
+    return dataclasses.replace(region, c0=first, c1=end)
+
+
+def vector_read(task: LayerTask, tile: TileBox, layout: PixelLayout, region: Region) -> Access:
+    """The access of a VECTOR operand; whole vectors are read, also of narrower pixels."""
+    beyond = tile.channels * task.config.columns - (region.c1 - region.c0)
+    return reads(Space.ACTIVATION, layout.span(region, slack=beyond))
+
+
+def tile_rows(bank: int, tile: TileBox) -> tuple[int, int]:
+    """The accumulator rows of a tile in a bank."""
+    return bank, bank + tile.channels * tile.rows * tile.columns

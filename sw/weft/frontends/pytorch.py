@@ -260,9 +260,7 @@ class _Importer:
             refuse(node, "reads int8 codes with another scale or zero point than they have")
         return Real(tensor)
 
-    def _frozen(
-        self, node: Any, source: Any, frozen: Any, scale: float, zero_point: int
-    ) -> Tensor:
+    def _frozen(self, node: Any, source: Any, frozen: Any, scale: float, zero_point: int) -> Tensor:
         """A constant tensor, its axis of samples (of size 1) dropped."""
         data = frozen
         if data.ndim in (2, 4) and data.shape[0] == 1:

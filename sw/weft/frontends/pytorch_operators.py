@@ -172,13 +172,19 @@ def _add(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
 
 
 def _broadcast(node: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    shape = np.broadcast_shapes(*(tensor.shape for tensor in inputs))
+    try:
+        shape = np.broadcast_shapes(*(tensor.shape for tensor in inputs))
+    except ValueError:
+        shape = ()
     spread = []
     for tensor in inputs:
-        if tensor.shape != shape and tensor.data is None:
+        if tensor.shape != shape and (tensor.data is None or not shape):
             refuse(node, "adds tensors of different shapes; weft does not repeat values in an add")
-        data = None if tensor.data is None else np.broadcast_to(tensor.data, shape).copy()
-        spread.append(tensor if tensor.shape == shape else replace(tensor, shape=shape, data=data))
+        if tensor.shape != shape:
+            name = f"{tensor.name}_{'x'.join(map(str, shape))}"
+            data = np.broadcast_to(tensor.data, shape).copy()
+            tensor = replace(tensor, name=name, shape=shape, data=data)
+        spread.append(tensor)
     return tuple(spread)
 
 
@@ -196,7 +202,9 @@ def _pool(builder: Builder, node: Any, given: dict[str, Any]) -> tuple[Tensor, d
         for axis in range(2):
             rest = source.shape[axis] + 2 * padding[axis][0] - kernel[axis]
             if rest % stride[axis]:
-                refuse(node, "rounds its size up (ceil_mode); weft rounds down: use ceil_mode=False")
+                refuse(
+                    node, "rounds its size up (ceil_mode); weft rounds down: use ceil_mode=False"
+                )
     shape = (*_sizes(source, kernel, stride, padding), source.shape[2])
     return source, {"kernel": kernel, "stride": stride, "padding": padding}, shape
 
@@ -219,9 +227,7 @@ def _avg_pool2d(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
 def _adaptive_avg_pool2d(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
     source = _image(builder, node, given["self"])
     target = _pair(given["output_size"])
-    size = tuple(
-        source.shape[axis] if target[axis] is None else target[axis] for axis in range(2)
-    )
+    size = tuple(source.shape[axis] if target[axis] is None else target[axis] for axis in range(2))
     if any(source.shape[axis] % size[axis] for axis in range(2)):
         refuse(
             node,

@@ -35,9 +35,11 @@ from numpy.typing import NDArray
 
 from weft.errors import InputError, UnsupportedModel
 
-__all__ = ["IntegerReference", "evaluate_integer"]
+__all__ = ["IntegerReference", "evaluate_integer", "layer_name"]
 
 Integers = NDArray[np.int64]
+
+QUANTIZE = "quantized_decomposed.quantize_per_tensor.default"
 
 CHUNK_ELEMENTS = 1 << 23
 """Window elements that a convolution lays out at once (64 MiB of float64)."""
@@ -95,9 +97,8 @@ class IntegerReference:
         """The int8 codes of every quantized value by name."""
         found = {}
         for node, value in self._evaluate(inputs).items():
-            if node.op == "call_function" and _name(node).endswith("quantize_per_tensor.default"):
-                if not _is_dequantize(node):
-                    found[layer_name(node)] = value.values.astype(np.int8)
+            if _name(node) == QUANTIZE:
+                found[layer_name(node)] = value.values.astype(np.int8)
         return found
 
     def _evaluate(self, inputs: Sequence[NDArray[np.float32]]) -> dict[Any, Any]:
@@ -111,6 +112,8 @@ class IntegerReference:
                 values[node] = _checked(next(waiting), node)
             elif node not in self._live or node.op == "output":
                 continue
+            elif _name(node) == "aten.sym_size.int":
+                values[node] = None  # the number of samples, which is kept whatever it is
             elif node.op == "get_attr":
                 tensor = reduce(getattr, str(node.target).split("."), self._model)
                 values[node] = tensor.detach().numpy()
@@ -122,7 +125,7 @@ class IntegerReference:
 def layer_name(quantize: Any) -> str:
     """The name under which `layers` gives the codes of a quantize node."""
     (source,) = quantize.all_input_nodes
-    readers = [user for user in source.users if _name(user).endswith(".quantize_per_tensor.default")]
+    readers = [user for user in source.users if _name(user) == QUANTIZE]
     return str(source.name if len(readers) == 1 else quantize.name)
 
 
@@ -167,6 +170,8 @@ def _checked(array: Any, node: Any) -> NDArray[np.float32]:
     array = np.asarray(array)
     if array.dtype != np.float32:
         raise InputError(f"input {node.name} must be float32, not {array.dtype}")
+    if np.isnan(array).any():
+        raise InputError(f"input {node.name} holds values that are no numbers (NaN)")
     shape = node.meta["val"].shape if "val" in node.meta else array.shape
     if array.ndim != len(shape) or any(
         isinstance(size, int) and size != given
@@ -180,22 +185,17 @@ def _name(node: Any) -> str:
     return str(node.target)
 
 
-def _is_dequantize(node: Any) -> bool:
-    return "dequantize" in _name(node)
-
-
 def _arguments(node: Any, values: dict[Any, Any]) -> dict[str, Any]:
     """Arguments by their names in the operator's schema, defaults filled in, nodes evaluated."""
     schema = node.target._schema.arguments
     found = {argument.name: argument.default_value for argument in schema}
     found.update(zip((argument.name for argument in schema), node.args, strict=False))
     found.update(node.kwargs)
-    return {key: values.get(value, value) if _hashable(value) else value
-            for key, value in found.items()}  # fmt: skip
+    return {key: values[value] if _is_node(value) else value for key, value in found.items()}
 
 
-def _hashable(value: Any) -> bool:
-    return not isinstance(value, list | dict)
+def _is_node(value: Any) -> bool:
+    return hasattr(value, "all_input_nodes")
 
 
 def _compute(node: Any, values: dict[Any, Any]) -> Any:
@@ -256,7 +256,8 @@ def _quantize(
             codes = codes if most is None else np.minimum(codes, _bound(most, scale))
     else:
         _need(isinstance(input, np.ndarray), "reads a value that is not an activation")
-        steps = np.rint(input.astype(np.float32) * np.float32(1.0 / scale))
+        with np.errstate(over="ignore"):
+            steps = np.rint(input * np.float32(1.0 / scale))
         codes = np.clip(steps, -(2.0**40), 2.0**40).astype(np.int64)
     return _Codes(np.clip(codes + zero_point, low, high), scale, zero_point)
 
@@ -468,7 +469,7 @@ def _dropout(input: Any, p: float, train: bool) -> Any:
 
 
 _RULES: dict[str, Callable[..., Any]] = {
-    "quantized_decomposed.quantize_per_tensor.default": _quantize,
+    QUANTIZE: _quantize,
     "quantized_decomposed.dequantize_per_tensor.default": _dequantize,
     "quantized_decomposed.dequantize_per_channel.default": _dequantize_channels,
     "aten.linear.default": _linear,

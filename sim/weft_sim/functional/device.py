@@ -1,0 +1,132 @@
+"""The functional engine: programs executed serially on architectural state."""
+
+import time
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.errors import WeftError
+from weft_sim.device import DeviceFault, RunResult
+from weft_sim.functional.memories import Memories, Scratch
+from weft_sim.functional.program import PreparedProgram, prepare
+
+__all__ = ["FunctionalDevice"]
+
+PROGRAMS_KEPT = 16
+
+
+class FunctionalDevice:
+    """A :class:`weft_sim.device.Device` that executes instructions in stream order, without time.
+
+    The results are those of the machine for every program whose semaphores order all conflicting
+    accesses. The first run of a program works out all addresses; runs with the same bytes
+    at the same address reuse that.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    memory_bytes : int
+        Size of DRAM; it begins at address 0. Accesses beyond it are bus errors.
+    check_races : bool
+        Check, once a program, that semaphores order all conflicting accesses
+        (:func:`weft_sim.race_check.check_order`).
+
+    Attributes
+    ----------
+    memories : Memories
+        The architectural state, for tests and debugging.
+    """
+
+    engine = "functional"
+
+    def __init__(
+        self, config: AcceleratorConfig, *, memory_bytes: int, check_races: bool = True
+    ) -> None:
+        limit = 1 << config.address_width
+        if not 0 < memory_bytes <= limit:
+            raise WeftError(
+                f"`memory_bytes` must be from 1 to {limit} (the configuration's address width), not "
+                f"{memory_bytes}"
+            )
+        self.config = config
+        self.memory_bytes = memory_bytes
+        self.memories = Memories(config, memory_bytes)
+        self._check_races = check_races
+        self._scratch = Scratch()
+        self._programs: OrderedDict[int, PreparedProgram] = OrderedDict()
+        self._faulted = False
+
+    def _range(self, address: int, size: int) -> slice:
+        if address < 0 or size < 0 or address + size > self.memory_bytes:
+            raise WeftError(
+                f"bytes {address:#x} to {address + size - 1:#x} lie outside the device's memory of "
+                f"{self.memory_bytes:#x} bytes"
+            )
+        return slice(address, address + size)
+
+    def write_memory(self, address: int, data: NDArray[np.uint8] | bytes) -> None:
+        """Copy bytes into DRAM.
+
+        Raises
+        ------
+        WeftError
+            If they do not fit.
+        """
+        values = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+        if values.dtype != np.uint8:
+            raise TypeError(f"`data` must be bytes or an array of uint8, not {values.dtype}")
+        self.memories.dram[self._range(address, values.size)] = values.ravel()
+
+    def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
+        """A copy of bytes of DRAM.
+
+        Raises
+        ------
+        WeftError
+            If they do not exist.
+        """
+        return self.memories.dram[self._range(address, size)].copy()
+
+    def run(self, program_address: int, *, watchdog: int = 100_000) -> RunResult:
+        """Run the program at that DRAM address up to its END.
+
+        A wait that nobody signals is found at once, whatever the watchdog's limit.
+
+        Raises
+        ------
+        DeviceFault
+            If the machine would stop with a fault.
+        OrderError
+            If the program's semaphores do not order what they have to.
+        WeftError
+            If an earlier fault has not been followed by :meth:`reset`, or if the program is beyond
+            this engine.
+        """
+        if self._faulted:
+            raise WeftError("the device has stopped with a fault; call `reset` before the next run")
+        began = time.perf_counter()
+        try:
+            self._program(program_address).run()
+        except DeviceFault:
+            self._faulted = True
+            raise
+        return RunResult(cycles=None, wall_seconds=time.perf_counter() - began)
+
+    def _program(self, address: int) -> PreparedProgram:
+        program = self._programs.get(address)
+        if program is None or not program.matches(self.memories.dram):
+            program = prepare(self.memories, address, self._scratch, check_races=self._check_races)
+            self._programs[address] = program
+            if len(self._programs) > PROGRAMS_KEPT:
+                self._programs.popitem(last=False)
+        return program
+
+    def reset(self) -> None:
+        """Make the device ready for the next run; memories keep their content."""
+        self._faulted = False
+
+    def close(self) -> None:
+        """Forget all prepared programs."""
+        self._programs.clear()

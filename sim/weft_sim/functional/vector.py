@@ -1,0 +1,231 @@
+"""VECTOR, prepared: all output vectors of an instruction at once, in int32 that wraps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from weft_hw.instructions import Head, ScaleSource, Tail, Vector
+from weft_sim.functional.memories import FILL_BYTES, Memories, Scratch
+from weft_sim.functional.nests import Addresses, ByteGather, disjoint, strided
+from weft_sim.functional.scaling import Scaling
+from weft_sim.functional.vector_nest import VectorNest
+from weft_sim.race_check import Access
+
+__all__ = ["VectorStep"]
+
+Int32Array = NDArray[np.int32]
+INT8, INT32 = np.iinfo(np.int8), np.iinfo(np.int32)
+
+
+class VectorStep:
+    """VECTOR on arrays of shape (four outer loops, columns)."""
+
+    def __init__(self, instruction: Vector, memories: Memories, scratch: Scratch) -> None:
+        self._instruction, self._memories, self._scratch = instruction, memories, scratch
+        self._nest = nest = VectorNest(instruction, memories)
+        self._shape = (*nest.outer, nest.config.columns)
+        self._head = _head(nest, memories, scratch)
+        self._b = None
+        if nest.b_used:
+            self._b = _view(
+                memories, nest.b_wide, instruction.b_address, instruction.b_strides, self._shape
+            )
+        self._results = _Results(nest, memories)
+        self._parameters = _ParameterRows(nest, memories) if nest.parameter_used else None
+        self._scaling = None
+        if instruction.scale_source is ScaleSource.INSTRUCTION:
+            self._scaling = Scaling(
+                np.array(instruction.multiplier),
+                np.array(instruction.exponent),
+                instruction.rounding,
+            )
+
+    def execute(self) -> None:
+        """Reduce, scale, combine, clamp, write."""
+        instruction, scratch = self._instruction, self._scratch
+        size = int(np.prod(self._shape))
+        value: Int32Array = scratch.take("value", np.int32, size).reshape(self._shape)
+        self._head.read(value)
+        if instruction.use_bias:
+            assert self._parameters is not None
+            value += self._parameters.bias()
+        if instruction.pre_shift:
+            bits = value.view(np.uint32)
+            bits <<= np.uint32(instruction.pre_shift)
+        self._scale(value)
+        if self._b is not None:
+            self._combine(value, self._b)
+        if instruction.zero_point:
+            value += np.int32(instruction.zero_point)
+        if instruction.clamp_low > INT32.min or instruction.clamp_high < INT32.max:
+            np.clip(value, instruction.clamp_low, instruction.clamp_high, out=value)
+        self._results.write(value)
+
+    def _scale(self, value: Int32Array) -> None:
+        scaling = self._scaling
+        if self._instruction.scale_source is ScaleSource.PARAMETER:
+            assert self._parameters is not None
+            scaling = self._parameters.scaling(self._instruction)
+        if scaling is None:
+            return
+        work = self._scratch.take("work", np.int64, value.size).reshape(self._shape)
+        other = self._scratch.take("other", np.int64, value.size).reshape(self._shape)
+        np.copyto(value, scaling.apply(value, work, other), casting="unsafe")
+
+    def _combine(self, value: Int32Array, b: NDArray[Any]) -> None:
+        zero_point = 0 if self._nest.b_wide else self._instruction.b_zero_point
+        if zero_point:
+            b = np.subtract(b, zero_point, dtype=np.int32)
+        if self._instruction.tail is Tail.ADD:
+            value += b
+        else:
+            np.maximum(value, b, out=value)
+
+    def accesses(self) -> Sequence[Access]:
+        """Reads of operands and parameters, writes of results."""
+        return self._nest.accesses()
+
+
+def _view(
+    memories: Memories, wide: bool, address: int, strides: Sequence[int], shape: Sequence[int]
+) -> NDArray[Any]:
+    """The vectors of an operand, or of the results, without a copy."""
+    *outer, columns = shape
+    if not wide:
+        return strided(memories.activation, address, strides, outer, columns)
+    steps = [columns * stride for stride in strides]
+    return strided(memories.accumulator.reshape(-1), address * columns, steps, outer, columns)
+
+
+def _head(nest: VectorNest, memories: Memories, scratch: Scratch) -> "_Plain | _Window":
+    if nest.exists is None and nest.counts[4:] == (1, 1):
+        return _Plain(nest, memories)
+    return _Window(nest, memories, scratch)
+
+
+class _Plain:
+    """Operand A without a window and without bounds."""
+
+    def __init__(self, nest: VectorNest, memories: Memories) -> None:
+        instruction = nest.instruction
+        shape = (*nest.outer, nest.config.columns)
+        self._a = _view(memories, nest.a_wide, instruction.a_address, instruction.a_strides, shape)
+        self._zero_point = 0 if nest.a_wide else instruction.a_zero_point
+
+    def read(self, out: Int32Array) -> None:
+        """Put ``A - a_zero_point`` into ``out``."""
+        np.copyto(out, self._a)
+        if self._zero_point:
+            out -= np.int32(self._zero_point)
+
+
+class _Window:
+    """The sum or the maximum of operand A over the window loops.
+
+    Elements that do not exist are read as the zero point (sum) or the least value (maximum), so that
+    they change nothing; only where a maximum has no element at all is the result replaced.
+    """
+
+    def __init__(self, nest: VectorNest, memories: Memories, scratch: Scratch) -> None:
+        instruction = nest.instruction
+        self._memories, self._scratch = memories, scratch
+        self._maximum = instruction.head is Head.MAXIMUM
+        self._wide = nest.a_wide
+        self._zero_point = 0 if nest.a_wide else instruction.a_zero_point
+        # Window loops outermost: the reduction then runs over whole, contiguous images.
+        order = (4, 5, 0, 1, 2, 3)
+        a = np.broadcast_to(nest.a, nest.counts).transpose(order)
+        exists = None
+        if nest.exists is not None:
+            exists = np.broadcast_to(nest.exists, nest.counts).transpose(order)
+        self._elements = nest.counts[4] * nest.counts[5]
+        self._length = a.size // self._elements * nest.config.columns
+        self._empty: NDArray[np.bool_] | None = None
+        if self._maximum and exists is not None:
+            empty = ~exists.any(axis=(0, 1))
+            self._empty = empty if empty.any() else None
+        if nest.a_wide:
+            rows = a if exists is None else np.where(exists, a, len(memories.accumulator) - 1)
+            self._rows: Addresses = np.ascontiguousarray(rows, np.intp).ravel()
+        else:
+            self._gather = ByteGather(
+                memories.activation, a, exists, nest.config.columns, fill_bytes=FILL_BYTES
+            )
+
+    def read(self, out: Int32Array) -> None:
+        """Put the reduction into ``out``."""
+        size = self._elements * self._length
+        if self._wide:
+            accumulator = self._memories.accumulator
+            accumulator[-1] = INT32.min if self._maximum else 0
+            elements = self._scratch.take("elements", np.int32, size)
+            columns = accumulator.shape[1]
+            np.take(accumulator, self._rows, axis=0, out=elements.reshape(-1, columns), mode="clip")
+        else:
+            elements = self._scratch.take("bytes", np.int8, size)
+            self._gather.read(elements, INT8.min if self._maximum else self._zero_point)
+        operation = np.maximum if self._maximum else np.add
+        flat = out.reshape(self._length)
+        operation.reduce(
+            elements.reshape(self._elements, self._length), axis=0, dtype=np.int32, out=flat
+        )
+        if self._zero_point:
+            count = 1 if self._maximum else self._elements
+            flat -= np.int32(count * self._zero_point)
+        if self._empty is not None:
+            out[self._empty] = INT32.min
+
+
+class _ParameterRows:
+    """Bias and scale of every vector, from the parameter memory."""
+
+    def __init__(self, nest: VectorNest, memories: Memories) -> None:
+        self._memories = memories
+        self._rows = nest.parameter  # (outer loops); usually of length 1 in all but the first
+
+    def bias(self) -> Int32Array:
+        """One value a vector and lane."""
+        bias: Int32Array = self._memories.bias[self._rows]
+        return bias
+
+    def scaling(self, instruction: Vector) -> Scaling:
+        """The scales that the memory holds now."""
+        memories, rows = self._memories, self._rows
+        multiplier = memories.multiplier[rows] & np.uint32(0x7FFFFFFF)
+        return Scaling(multiplier, memories.exponent[rows], instruction.rounding)
+
+
+class _Results:
+    """Writes results: through views where no two vectors meet, else one vector after the other."""
+
+    def __init__(self, nest: VectorNest, memories: Memories) -> None:
+        instruction = nest.instruction
+        outer, columns = nest.outer, nest.config.columns
+        strides = instruction.strides
+        result = np.broadcast_to(nest.result, outer)
+        widths = 1 if nest.wide else np.broadcast_to(nest.lanes, outer)
+        self._targets: list[tuple[tuple[Any, ...], NDArray[Any]]] = []
+        if disjoint(result, widths):
+            target = _view(memories, nest.wide, instruction.address, strides, (*outer, columns))
+            if nest.last_lanes == columns:
+                self._targets.append(((), target))
+            else:
+                self._targets.append(((slice(-1),), target[:-1]))
+                lanes = (slice(-1, None), ..., slice(nest.last_lanes))
+                self._targets.append((lanes, target[lanes]))
+            return
+        lanes_of = np.broadcast_to(nest.lanes, outer)
+        for index in np.ndindex(*outer):
+            address, lanes_here = int(result[index]), int(lanes_of[index])
+            if nest.wide:
+                target = memories.accumulator[address, :lanes_here]
+            else:
+                target = memories.activation[address : address + lanes_here]
+            self._targets.append(((*index, slice(lanes_here)), target))
+
+    def write(self, value: Int32Array) -> None:
+        """Write in loop order; int8 results are the low 8 bits."""
+        for where, target in self._targets:
+            np.copyto(target, value[where], casting="unsafe")
