@@ -1,8 +1,9 @@
 """Explains where a float32 evaluation of a quantized layer may differ from exact integers.
 
 A layer's exact real result, in steps of its output, is v: a rational number, since all scales are
-floats. PyTorch computes it in float32, where each operation multiplies by (1 + d), |d| <= u = 2^-24.
-With gamma(k) = k u / (1 - k u), k roundings on the way of each of n summed terms give a result within
+floats. PyTorch computes it in float32, where each operation multiplies by (1 + d), |d| <= u, with
+u = 2^-24. With gamma(k) = k u / (1 - k u), k roundings on the way of each of n summed terms give a
+result within
 
     E = gamma(k) * sum of |term| / s_out
 

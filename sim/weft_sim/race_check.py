@@ -145,8 +145,8 @@ def _check_fetch(entries: Sequence[Entry], program: tuple[int, int]) -> None:
             meets = (access.starts < end) & (access.ends > start)
             if meets.any():
                 raise OrderError(
-                    f"instruction\n  {entry}\nwrites to the program itself, which lies in DRAM bytes "
-                    f"{start:#x} to {end - 1:#x}"
+                    f"instruction\n  {entry}\nwrites to the program itself, which lies in DRAM "
+                    f"bytes {start:#x} to {end - 1:#x}"
                 )
 
 
@@ -160,7 +160,7 @@ class _Conflict(NamedTuple):
 
 @dataclass
 class _History:
-    """Latest readers and writers of one memory, cut into the pieces that the program tells apart."""
+    """Latest readers and writers of one memory, cut into pieces that every access takes whole."""
 
     points: Positions  # piece i is [points[i], points[i + 1])
     latest: NDArray[np.int32]  # (read or write, queue, piece): number in its queue, or 0

@@ -1,9 +1,10 @@
 """Every layer, on equal inputs, equals the converted PyTorch graph, but where floats round.
 
-Each layer of the converted graph is evaluated in float32 on the codes that the integer reference has
-for its inputs. Where the codes of its result differ, the exact rational value must be so near to a
-tie, or its sum so large, that float32 cannot tell; see `float_rounding` for the bound. The integer code must
-be the correctly rounded one there. The reference takes its scales from the graph, never from a Program.
+Each layer of the converted graph is evaluated in float32 on the codes that the integer reference
+has for its inputs. Where the codes of its result differ, the exact rational value must be so near
+to a tie, or its sum so large, that float32 cannot tell; see `float_rounding` for the bound. The
+integer code must be the correctly rounded one there. The reference takes its scales from the graph,
+never from a Program.
 
 The compiled program, on the functional engine, must equal the integer reference in every code.
 """
@@ -16,11 +17,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from float_rounding import ForcedCodes, explain, read_layer  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import weft  # noqa: E402
+from float_rounding import ForcedCodes, explain, read_layer  # noqa: E402
 from weft.frontends.pytorch import graph_from_torch  # noqa: E402
 from weft.quantize import quantize  # noqa: E402
 from weft.quantize.integer_reference import IntegerReference, layer_name  # noqa: E402

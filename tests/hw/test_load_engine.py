@@ -96,7 +96,7 @@ class Bench:
         await ctx.tick()
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(6))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_loads_equal_byte_arrays(name: str, case: int, seed: int) -> None:
     config = CONFIGS[name]
@@ -250,7 +250,7 @@ def test_an_error_response_faults_with_the_bursts_address(name: str, seed: int) 
     simulate(bench.engine, process)
 
 
-@pytest.mark.parametrize("when", [1, 5, 9, 14, 23, 40, 60])
+@pytest.mark.parametrize("when", range(1, 100, 3))
 def test_stop_issues_nothing_and_drains(when: int, seed: int) -> None:
     rng = random.Random(f"{seed} {when}")
     config = dataclasses.replace(TINY, max_outstanding=8)
@@ -264,7 +264,7 @@ def test_stop_issues_nothing_and_drains(when: int, seed: int) -> None:
         retired, bursts = bench.retired, len(bench.axi.bursts)
         ctx.set(bench.port.stop, 1)
         offered = bench.axi.channel.offered is not None or ctx.get(bench.engine.axi.arvalid)
-        for _ in range(300):
+        for _ in range(200):
             await bench.step(ctx)
         assert bench.retired == retired
         assert len(bench.axi.bursts) == bursts + bool(offered)

@@ -91,7 +91,7 @@ class Bench:
         await ctx.tick()
 
 
-@pytest.mark.parametrize("case", range(8))
+@pytest.mark.parametrize("case", range(6))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_stores_equal_byte_arrays(name: str, case: int, seed: int) -> None:
     config = CONFIGS[name]
@@ -263,7 +263,7 @@ def test_an_error_response_faults_with_the_bursts_address(name: str, seed: int) 
     simulate(bench.engine, process)
 
 
-@pytest.mark.parametrize("when", [1, 5, 9, 14, 23, 40, 60])
+@pytest.mark.parametrize("when", range(1, 66, 5))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stop_completes_issued_bursts_without_strobes(name: str, when: int, seed: int) -> None:
     rng = random.Random(f"{seed} {name} {when}")

@@ -21,7 +21,9 @@ CONFIGS = {
     "bus wider than rows": dataclasses.replace(
         TINY, bus_width=64, max_outstanding=4, burst_beats=1
     ),
-    "line wider than bus": dataclasses.replace(TINY, columns=8, vector_lanes=8, burst_beats=16),
+    "line wider than bus": dataclasses.replace(
+        TINY, columns=8, vector_lanes=8, burst_beats=16, max_outstanding=1
+    ),
 }
 DRAM_BYTES = 1 << 15
 

@@ -198,6 +198,7 @@ def _run_bench(executable: Path, directory: Path) -> None:
             runner.test(
                 test_module=BENCH,
                 hdl_toplevel=TOP,
+                hdl_toplevel_lang="verilog",
                 build_dir=executable.parent,
                 test_dir=directory,
                 results_xml=str(results),

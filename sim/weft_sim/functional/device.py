@@ -47,8 +47,8 @@ class FunctionalDevice:
         limit = 1 << config.address_width
         if not 0 < memory_bytes <= limit:
             raise WeftError(
-                f"`memory_bytes` must be from 1 to {limit} (the configuration's address width), not "
-                f"{memory_bytes}"
+                f"`memory_bytes` must be from 1 to {limit} (the configuration's address width), "
+                f"not {memory_bytes}"
             )
         self.config = config
         self.memory_bytes = memory_bytes

@@ -11,6 +11,7 @@ A left row that does not exist reads as z, hence adds nothing.
 
 import itertools
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ class _Nest:
         trip = first_trip(left_bad | row_bad | tile_bad.reshape(tile_bad.shape + inner), counts)
         index = np.unravel_index(trip, counts)
 
-        def at(values: NDArray[np.bool_] | Addresses) -> int:
+        def at(values: NDArray[Any]) -> int:
             place = tuple(i if length > 1 else 0 for i, length in zip(index, values.shape))
             return int(values[place])
 
@@ -291,7 +292,7 @@ class _ProductStep:
 
 
 class _TileByTileStep:
-    """Accumulator rows that several tiles or activation rows share: tile after tile, in loop order."""
+    """Several tiles or activation rows share an accumulator row: tile after tile, in loop order."""
 
     def __init__(self, nest: _Nest, memories: Memories) -> None:
         self._nest, self._memories = nest, memories

@@ -1,4 +1,4 @@
-"""A program in memory, prepared: decoded, checked, its faults known, its instructions ready to execute.
+"""A program in memory, prepared: decoded, checked, its faults known, all addresses worked out.
 
 No address and no fault of the machine depends on data, so that all of this holds for every run.
 """
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     INSTRUCTIONS,
     WORD_BYTES,

@@ -124,8 +124,8 @@ class _Plain:
 class _Window:
     """The sum or the maximum of operand A over the window loops.
 
-    Elements that do not exist are read as the zero point (sum) or the least value (maximum), so that
-    they change nothing; only where a maximum has no element at all is the result replaced.
+    Elements that do not exist are read as the zero point (sum) or the least value (maximum), so
+    that they change nothing; only where a maximum has no element at all is the result replaced.
     """
 
     def __init__(self, nest: VectorNest, memories: Memories, scratch: Scratch) -> None:
@@ -144,7 +144,7 @@ class _Window:
         self._length = a.size // self._elements * nest.config.columns
         self._empty: NDArray[np.bool_] | None = None
         if self._maximum and exists is not None:
-            empty = ~exists.any(axis=(0, 1))
+            empty: NDArray[np.bool_] = ~np.any(exists, axis=(0, 1))
             self._empty = empty if empty.any() else None
         if nest.a_wide:
             rows = a if exists is None else np.where(exists, a, len(memories.accumulator) - 1)

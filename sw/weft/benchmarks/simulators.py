@@ -1,6 +1,5 @@
 """How fast each simulator runs: `weft bench sim`."""
 
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,12 +97,11 @@ def _best_of(session: Session, image: np.ndarray, repeats: int) -> float:
 def _measure_cocotb(
     name: str, graph: Graph, config: AcceleratorConfig, output: Output
 ) -> SimulatorSpeed:
-    from weft.benchmarks.cocotb_program import run_program
+    from weft.benchmarks.cocotb_program import run_programs
 
     program = compile_graph(graph, config)
-    began = time.perf_counter()
     with output.stages() as stage:
-        stage(f"{name} network under cocotb", None)
-        cycles, seconds = run_program(program, _input(graph))
-    del began
-    return SimulatorSpeed("cocotb", name, program.macs, cycles, seconds, 1)
+        ((_, result),) = run_programs([program], [[_input(graph)]], progress=stage)
+    return SimulatorSpeed(
+        "cocotb", name, program.macs, result.run.cycles or 0, result.run.wall_seconds, 1
+    )

@@ -120,7 +120,8 @@ def _sizes(kernel: Kernel) -> Iterator[tuple[int, int, int]]:
     pixels = {(row, columns) for row in _splits(rows)}
     pixels |= {(row, column) for column in _splits(columns) for row in (1, 2, 4, 8) if row <= rows}
     for channel_tiles in _splits(kernel.result_tiles):
-        for row, column in sorted(pixels, reverse=True):
+        # Whole rows first: of equal cost they win, and a reader of the result waits for rows.
+        for row, column in sorted(pixels, key=lambda size: (-size[1], -size[0])):
             yield channel_tiles, row, column
 
 

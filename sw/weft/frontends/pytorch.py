@@ -1,8 +1,8 @@
 """Quantized PyTorch models as weft graphs.
 
-Reads what `convert_pt2e` returns (see :mod:`weft.quantize`), fresh or through a `.pt2` file: integer
-constants, and operators between dequantize and quantize nodes. Everything that is not of that form,
-or that the machine does not compute, is refused by name; nothing is approximated.
+Reads what `convert_pt2e` returns (see :mod:`weft.quantize`), fresh or through a `.pt2` file:
+integer constants, and operators between dequantize and quantize nodes. Everything that is not of
+that form, or that the machine does not compute, is refused by name; nothing is approximated.
 """
 
 from dataclasses import replace

@@ -22,7 +22,7 @@ def operator(node: Any) -> str:
 
 
 def arguments(node: Any) -> dict[str, Any]:
-    """All arguments by their name in the operator's schema, with defaults where the node has none."""
+    """All arguments by their name in the operator's schema, defaults filled in."""
     schema = node.target._schema.arguments
     found = {argument.name: argument.default_value for argument in schema}
     found.update(zip((argument.name for argument in schema), node.args, strict=False))
@@ -64,7 +64,7 @@ def refuse(node: Any, text: str) -> NoReturn:
 
 
 def sample_shape(node: Any) -> tuple[int, ...]:
-    """The shape of one sample of a node's float value, in PyTorch's order: without the first axis."""
+    """The shape of a node's float value without its first axis, in PyTorch's order."""
     value = node.meta.get("val")
     if value is None:
         refuse(node, "its shape is not recorded; export the model with torch.export.export")

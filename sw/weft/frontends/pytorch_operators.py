@@ -1,8 +1,8 @@
 """What each PyTorch operator becomes in weft's graph.
 
-A rule takes an operator's node and arguments and gives either a :class:`Real`, a value that exists as
-int8 already, or a :class:`Pending` one: an operation that waits for the quantization behind it, which
-tells the output's scale and may clamp on the way.
+A rule takes an operator's node and arguments and gives either a :class:`Real`, a value that exists
+as int8 already, or a :class:`Pending` one: an operation that waits for the quantization behind it,
+which tells the output's scale.
 """
 
 import math

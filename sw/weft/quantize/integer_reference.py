@@ -18,8 +18,8 @@ them, the arithmetic that a weft machine is to have:
   the number of elements that count.
 * Max pooling and moving data: the codes as they are, or ``scaled(q - z, s / s_out)`` where the
   graph gives the result another scale.
-* Then ``+ z_out``, and the clamp to -128 .. 127. A ReLU or clamp in front of the quantization clamps
-  to the codes of its bounds: ``rint(bound / s_out) + z_out`` in float64, halves to even.
+* Then ``+ z_out``, and the clamp to -128 .. 127. A ReLU or clamp in front of the quantization
+  clamps to the codes of its bounds: ``rint(bound / s_out) + z_out`` in float64, halves to even.
 """
 
 import math

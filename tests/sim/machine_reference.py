@@ -1,0 +1,278 @@
+"""The machine as ``docs/machine.md`` words it: serial execution in loops over Python integers.
+
+It shares no arithmetic and no address generation with any engine.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.instructions import (
+    Accumulate,
+    Bounds,
+    Head,
+    Instruction,
+    Load,
+    Matrix,
+    Memory,
+    OperandSource,
+    Rounding,
+    ScaleSource,
+    Store,
+    Tail,
+    Vector,
+)
+
+__all__ = ["ReferenceFault", "ReferenceMachine"]
+
+
+class ReferenceFault(Exception):
+    """The arguments are the cause's name and the offending address, if the document defines one."""
+
+
+def signed(value: int, bits: int) -> int:
+    value %= 1 << bits
+    return value - (1 << bits) if value >= 1 << (bits - 1) else value
+
+
+def at(base: int, strides: Sequence[int], index: Sequence[int]) -> int:
+    return base + sum(i * stride for i, stride in zip(index, strides))
+
+
+def nest(counts: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*[range(count) for count in counts])
+
+
+def round_half_away(numerator: int, denominator: int) -> int:
+    quotient, remainder = divmod(abs(numerator), denominator)
+    quotient += 2 * remainder >= denominator
+    return quotient if numerator >= 0 else -quotient
+
+
+def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int:
+    if rounding == Rounding.TWO_STEP:
+        value = signed(value << exponent, 32) if exponent > 0 else value
+        high = (value * multiplier + (1 << 30)) // (1 << 31)
+        return round_half_away(high, 1 << -exponent) if exponent < 0 else high
+    exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
+    if rounding == Rounding.HALF_EVEN:
+        result = round(exact)
+    else:
+        result = (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
+    return max(-(2**31), min(2**31 - 1, result))
+
+
+class ReferenceMachine:
+    """Memories as lists of Python integers; ``dram`` and the scratchpads hold unsigned bytes."""
+
+    def __init__(self, config: AcceleratorConfig, dram: bytes) -> None:
+        self.config = config
+        self.dram = list(dram)
+        self.activation = [0] * config.activation_bytes
+        self.weight = [0] * config.weight_bytes
+        self.parameter = [0] * config.parameter_bytes
+        self.accumulator = [[0] * config.columns for _ in range(config.accumulator_total_rows)]
+
+    def execute(self, instruction: Instruction) -> None:
+        match instruction:
+            case Load():
+                self._load(instruction)
+            case Store():
+                self._store(instruction)
+            case Matrix():
+                self._matrix(instruction)
+            case Vector():
+                self._vector(instruction)
+
+    # Memories -----------------------------------------------------------------------------------
+
+    def _memory(self, memory: Memory) -> list[int]:
+        return {
+            Memory.ACTIVATION: self.activation,
+            Memory.WEIGHT: self.weight,
+            Memory.PARAMETER: self.parameter,
+        }[memory]
+
+    @staticmethod
+    def _inside(memory: Sequence[object], address: int, length: int) -> None:
+        if address < 0 or address + length > len(memory):
+            raise ReferenceFault("LOCAL_ADDRESS", address)
+
+    def _bytes(self, memory: list[int], address: int, length: int) -> list[int]:
+        self._inside(memory, address, length)
+        return [signed(byte, 8) for byte in memory[address : address + length]]
+
+    def _row(self, address: int) -> list[int]:
+        self._inside(self.accumulator, address, 1)
+        return self.accumulator[address]
+
+    def _parameters(self, row: int) -> list[tuple[int, int, int]]:
+        config = self.config
+        if row >= config.parameter_rows:
+            raise ReferenceFault("LOCAL_ADDRESS", row)
+        start = row * config.parameter_row_pitch
+        data = bytes(self.parameter[start : start + 9 * config.columns])
+
+        def word(number: int, is_signed: bool) -> int:
+            return int.from_bytes(data[4 * number : 4 * number + 4], "little", signed=is_signed)
+
+        return [
+            (
+                word(lane, True),
+                word(config.columns + lane, False),
+                signed(data[8 * config.columns + lane], 8),
+            )
+            for lane in range(config.columns)
+        ]
+
+    # Instructions -------------------------------------------------------------------------------
+
+    def _runs(self, instruction: Load | Store) -> Iterator[tuple[int, int, bool]]:
+        if 0 in instruction.counts or instruction.run_bytes == 0:
+            raise ReferenceFault("ZERO_COUNT")
+        if instruction.memory == Memory.PARAMETER:
+            placed = (instruction.dram_address, instruction.address, instruction.run_bytes)
+            for value in placed + instruction.dram_strides + instruction.strides:
+                if value % self.config.bus_bytes:
+                    raise ReferenceFault("ALIGNMENT")
+        for index in nest(instruction.counts):
+            coordinate = at(instruction.origin, instruction.steps, index)
+            yield (
+                at(instruction.dram_address, instruction.dram_strides, index),
+                at(instruction.address, instruction.strides, index),
+                0 <= coordinate < instruction.extent,
+            )
+
+    def _on_bus(self, cause: str, address: int, length: int) -> None:
+        """Bursts are whole beats; the first one that the memory does not hold whole fails."""
+        beat = self.config.bus_bytes
+        block = beat * self.config.burst_beats
+        burst = address - address % beat
+        while burst < address + length:
+            end = min(burst - burst % block + block, -(-(address + length) // beat) * beat)
+            if end > len(self.dram):
+                raise ReferenceFault(cause, burst)
+            burst = end
+
+    def _load(self, instruction: Load) -> None:
+        memory = self._memory(instruction.memory)
+        length = instruction.run_bytes
+        for dram, local, exists in self._runs(instruction):
+            self._inside(memory, local, length)
+            data = [instruction.fill % 256] * length
+            if exists:
+                self._on_bus("READ_ERROR", dram, length)
+                data = self.dram[dram : dram + length]
+            memory[local : local + length] = data
+
+    def _store(self, instruction: Store) -> None:
+        length = instruction.run_bytes
+        for dram, local, exists in self._runs(instruction):
+            if exists:
+                self._inside(self.activation, local, length)
+                self._on_bus("WRITE_ERROR", dram, length)
+                self.dram[dram : dram + length] = self.activation[local : local + length]
+
+    @staticmethod
+    def _exists(instruction: Matrix | Vector, index: tuple[int, ...]) -> bool:
+        y = at(instruction.y_origin, instruction.y_steps, index)
+        x = at(instruction.x_origin, instruction.x_steps, index)
+        return 0 <= y < instruction.y_extent and 0 <= x < instruction.x_extent
+
+    def _matrix(self, instruction: Matrix) -> None:
+        if 0 in instruction.counts:
+            raise ReferenceFault("ZERO_COUNT")
+        config = self.config
+        for outer in nest(instruction.counts[:4]):
+            top = at(instruction.top_address, instruction.top_strides[:4], outer)
+            tile = [
+                self._bytes(self.weight, top + r * instruction.tile_stride, config.columns)
+                for r in range(config.rows)
+            ]
+            for inner in nest(instruction.counts[4:]):
+                index = outer + inner
+                left = [0] * config.rows
+                if instruction.bounds == Bounds.NONE or self._exists(instruction, index):
+                    address = at(instruction.left_address, instruction.left_strides, index)
+                    data = self._bytes(self.activation, address, config.rows)
+                    left = [value - instruction.left_zero_point for value in data]
+                row = self._row(
+                    at(instruction.accumulator_address, instruction.accumulator_strides, index)
+                )
+                adds = instruction.accumulate == Accumulate.ALWAYS_ADD or any(outer[1:])
+                for c in range(config.columns):
+                    total = sum(left[r] * tile[r][c] for r in range(config.rows))
+                    row[c] = signed((row[c] if adds else 0) + total, 32)
+
+    def _vector(self, instruction: Vector) -> None:
+        if 0 in instruction.counts:
+            raise ReferenceFault("ZERO_COUNT")
+        # Reads may not depend on the instruction's own writes: all are made first.
+        for writes in [list(self._vectors(instruction))]:
+            for address, lanes, results in writes:
+                if instruction.destination == Memory.ACCUMULATOR:
+                    self._row(address)[:lanes] = results[:lanes]
+                else:
+                    data = [result % 256 for result in results[:lanes]]
+                    self.activation[address : address + lanes] = data
+
+    def _vectors(self, instruction: Vector) -> Iterator[tuple[int, int, list[int]]]:
+        columns = self.config.columns
+        for outer in nest(instruction.counts[:4]):
+            lanes = columns
+            if outer[0] == instruction.counts[0] - 1 and instruction.last_lanes:
+                lanes = min(columns, instruction.last_lanes)
+            results = self._values(instruction, outer)
+            address = at(instruction.address, instruction.strides, outer)
+            if instruction.destination == Memory.ACCUMULATOR:
+                self._row(address)
+            else:
+                self._inside(self.activation, address, lanes)
+            yield address, lanes, results
+
+    def _values(self, instruction: Vector, outer: tuple[int, ...]) -> list[int]:
+        columns = self.config.columns
+        window = []
+        for inner in nest(instruction.counts[4:]):
+            index = outer + inner
+            if not instruction.bounded or self._exists(instruction, index):
+                address = at(instruction.a_address, instruction.a_strides, index)
+                window.append(
+                    self._operand(instruction.a_source, address, instruction.a_zero_point)
+                )
+        b = [0] * columns
+        if instruction.tail != Tail.NONE:
+            address = at(instruction.b_address, instruction.b_strides[:4], outer)
+            b = self._operand(instruction.b_source, address, instruction.b_zero_point)
+        parameters = [(0, 0, 0)] * columns
+        if instruction.use_bias or instruction.scale_source == ScaleSource.PARAMETER:
+            row = at(instruction.parameter_address, instruction.parameter_strides, outer) % 256
+            parameters = self._parameters(row)
+        results = []
+        for lane in range(columns):
+            elements = [vector[lane] for vector in window]
+            if instruction.head == Head.SUM:
+                value = sum(elements)
+            else:
+                value = max(elements, default=-(2**31))
+            bias, multiplier, exponent = parameters[lane]
+            value = signed((value + bias * instruction.use_bias) << instruction.pre_shift, 32)
+            if instruction.scale_source == ScaleSource.INSTRUCTION:
+                multiplier, exponent = instruction.multiplier, instruction.exponent
+            if instruction.scale_source != ScaleSource.NONE:
+                value = requantize(value, multiplier, exponent, instruction.rounding)
+            if instruction.tail == Tail.ADD:
+                value = signed(value + b[lane], 32)
+            elif instruction.tail == Tail.MAXIMUM:
+                value = max(value, b[lane])
+            value = signed(value + instruction.zero_point, 32)
+            value = min(max(value, instruction.clamp_low), instruction.clamp_high)
+            results.append(value)
+        return results
+
+    def _operand(self, source: OperandSource, address: int, zero_point: int) -> list[int]:
+        if source == OperandSource.ACCUMULATOR:
+            return list(self._row(address))
+        data = self._bytes(self.activation, address, self.config.columns)
+        return [value - zero_point for value in data]
