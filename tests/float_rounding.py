@@ -192,6 +192,7 @@ class _Reader:
         data, scale = self._operand(node.args[0])
         if node.target is aten.add.Tensor:
             other, other_scale = self._operand(node.args[1])
+            data, other = torch.broadcast_tensors(data, other)
             pairs = ((data, scale), (other, other_scale))
             return [self._term(x, x.abs(), s / self.step) for x, s in pairs], 6, []
         if node.target in (aten.conv2d.default, aten.conv2d.padding, aten.linear.default):

@@ -22,7 +22,7 @@ from weft.ir import (
 )
 from weft_hw.instructions import Rounding
 
-__all__ = ["GraphBuilder", "evaluate", "random_chain", "random_layer", "scaled"]
+__all__ = ["GraphBuilder", "evaluate", "random_chain", "random_inputs", "random_layer", "scaled"]
 
 # Rounding ----------------------------------------------------------------------------------------
 
@@ -288,6 +288,16 @@ class GraphBuilder:
             outputs=tuple(tensor.name for tensor in outputs),
             operations=tuple(self.operations),
         )
+
+
+def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """int8 codes by name, images with channels first."""
+    inputs = {}
+    for name in graph.inputs:
+        shape = graph.tensor(name).shape
+        shape = (shape[2], *shape[:2]) if len(shape) == 3 else shape
+        inputs[name] = rng.integers(-128, 128, shape).astype(np.int8)
+    return inputs
 
 
 def random_window(rng: np.random.Generator, shape, *, pool: bool):

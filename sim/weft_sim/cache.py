@@ -18,12 +18,14 @@ from filelock import FileLock, Timeout
 
 from weft_hw.errors import WeftError
 
-__all__ = ["Progress", "cache_directory", "cached", "content_key", "discard", "source_hash"]
+__all__ = ["Progress", "cache_directory", "cached", "content_key", "discard", "renewed", "source_hash"]
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and, if known, how much of it is done (0 to 1)."""
 
 CACHE_VARIABLE = "WEFT_CACHE"
+
+_made_anew: set[Path] | None = None  # entries made inside `renewed`; None outside of it
 
 _SOURCE_SUFFIXES = {".py", ".cpp", ".h", ".vlt", ".v"}
 
@@ -99,6 +101,9 @@ def cached(
     """
     folder = cache_directory() / kind
     entry = folder / key
+    if _made_anew is not None and entry not in _made_anew:
+        discard(kind, key)
+        _made_anew.add(entry)
     if entry.is_dir():
         return entry
     with _explained(folder):
@@ -116,6 +121,17 @@ def discard(kind: str, key: str) -> None:
         folder.mkdir(exist_ok=True)
         with _locked(folder / f"{key}.lock", None):
             shutil.rmtree(folder / key, ignore_errors=True)
+
+
+@contextmanager
+def renewed() -> Iterator[None]:
+    """Inside, every entry asked for is made anew once, whatever the cache holds."""
+    global _made_anew
+    _made_anew = set()
+    try:
+        yield
+    finally:
+        _made_anew = None
 
 
 def _make_entry(entry: Path, make: Callable[[Path], None]) -> None:

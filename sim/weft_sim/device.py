@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft_hw import AcceleratorConfig, WeftError
-from weft_hw.instructions import Queue
+from weft_hw.instructions import DRAM_BITS, Queue
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause
 
 __all__ = ["ENGINES", "Device", "DeviceFault", "QueueEvents", "RunResult", "open_device"]
@@ -60,7 +60,8 @@ class DeviceFault(WeftError):
     instruction_offset : int
         Byte offset of the faulting instruction from the program's start.
     address : int
-        The offending address, where the cause has one.
+        The offending address, where the cause has one. The register holds 40 bits; of a
+        LOCAL_ADDRESS they are two's complement, so that an address below zero reads as one.
     sticky : tuple of FaultCause
         Further causes that were seen after the first.
     """
@@ -77,6 +78,8 @@ class DeviceFault(WeftError):
         self.cause = cause
         self.queue = queue
         self.instruction_offset = instruction_offset
+        if cause is FaultCause.LOCAL_ADDRESS and address >= 1 << (DRAM_BITS - 1):
+            address -= 1 << DRAM_BITS
         self.address = address
         self.sticky = sticky
         where = "dispatch" if queue == DISPATCH_QUEUE else f"{Queue(queue).name} queue"

@@ -173,17 +173,26 @@ class Bench:
                 offered = responses.pop(0)
             ctx.set(axi.bvalid, offered is not None)
             ctx.set(axi.bresp, offered or 0)
-            _, _, awvalid, address, length, wvalid, value, strobe, last, bready = (
-                await ctx.tick().sample(
-                    axi.awvalid,
-                    axi.awaddr,
-                    axi.awlen,
-                    axi.wvalid,
-                    axi.wdata,
-                    axi.wstrb,
-                    axi.wlast,
-                    axi.bready,
-                )
+            (
+                _,
+                _,
+                awvalid,
+                address,
+                length,
+                wvalid,
+                value,
+                strobe,
+                last,
+                bready,
+            ) = await ctx.tick().sample(
+                axi.awvalid,
+                axi.awaddr,
+                axi.awlen,
+                axi.wvalid,
+                axi.wdata,
+                axi.wstrb,
+                axi.wlast,
+                axi.bready,
             )
             if awvalid and address_ready:
                 self._check_burst(address, length + 1)
@@ -210,5 +219,3 @@ class Bench:
 def bench_of(config: AcceleratorConfig) -> Bench:
     """One bench a configuration: building it takes seconds."""
     return Bench(config)
-
-

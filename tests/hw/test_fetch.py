@@ -156,9 +156,7 @@ def test_arbiter_routes_data_to_who_asked(case: int, seed: int) -> None:
     finished = []
 
     def requester(port, base: int, name: str):
-        requests = [
-            (base + 16 * rng.randrange(0, 100), rng.randrange(1, 5)) for _ in range(bursts)
-        ]
+        requests = [(base + 16 * rng.randrange(0, 100), rng.randrange(1, 5)) for _ in range(bursts)]
 
         async def ask(ctx):
             for address, count in requests:
@@ -177,9 +175,7 @@ def test_arbiter_routes_data_to_who_asked(case: int, seed: int) -> None:
                         ctx.set(port.rready, 0)
                         await ctx.tick().repeat(rng.randrange(1, 4))
                     ctx.set(port.rready, 1)
-                    word, last = (
-                        await ctx.tick().sample(port.rdata, port.rlast).until(port.rvalid)
-                    )
+                    word, last = await ctx.tick().sample(port.rdata, port.rlast).until(port.rvalid)
                     at = address + beat * size
                     assert word == int.from_bytes(content[at : at + size], "little")
                     assert last == (beat == count - 1)

@@ -120,7 +120,6 @@ def test_random_loads_equal_byte_arrays(name: str, case: int, seed: int) -> None
         assert (bench.retired, bench.faults) == (len(program), [])
         assert not bench.busy and not bench.bus_busy
         assert bench.beats == bench.axi.beats_sent == sum(n for _, n in bench.axi.bursts)
-        assert bench.axi.most_outstanding == config.max_outstanding
 
     simulate(bench.engine, process)
 
@@ -144,6 +143,21 @@ def test_one_beat_a_cycle(load: Load, latency: int, beats: int) -> None:
             await bench.step(ctx)
             assert bench.cycle < load_cycles + 10
         assert bench.beats == 2 * beats
+
+    simulate(bench.engine, process)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_as_many_bursts_are_in_flight_as_allowed(name: str) -> None:
+    config = CONFIGS[name]
+    rows = Load(counts=(1, 3, 4), dram_strides=(0, 1024, 256), run_bytes=1, extent=1)
+    bench = Bench(config, [rows], 1, refuse=0, latency=(40, 40), pause=0)
+
+    async def process(ctx):
+        while not bench.retired:
+            await bench.step(ctx)
+            assert bench.cycle < 1000
+        assert bench.axi.most_outstanding == config.max_outstanding
 
     simulate(bench.engine, process)
 

@@ -52,9 +52,11 @@ def round_half_away(numerator: int, denominator: int) -> int:
 
 def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int:
     if rounding == Rounding.TWO_STEP:
-        value = signed(value << exponent, 32) if exponent > 0 else value
-        high = (value * multiplier + (1 << 30)) // (1 << 31)
-        return round_half_away(high, 1 << -exponent) if exponent < 0 else high
+        # As TFLite states it: round to nearest by a nudge and a division towards zero.
+        value = signed(value << max(exponent, 0), 32)
+        nudged = value * multiplier + (1 << 30 if value >= 0 else 1 - (1 << 30))
+        high = abs(nudged) // (1 << 31) * (1 if nudged >= 0 else -1)
+        return round_half_away(high, 1 << max(-exponent, 0))
     exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
     if rounding == Rounding.HALF_EVEN:
         result = round(exact)
@@ -209,13 +211,12 @@ class ReferenceMachine:
         if 0 in instruction.counts:
             raise ReferenceFault("ZERO_COUNT")
         # Reads may not depend on the instruction's own writes: all are made first.
-        for writes in [list(self._vectors(instruction))]:
-            for address, lanes, results in writes:
-                if instruction.destination == Memory.ACCUMULATOR:
-                    self._row(address)[:lanes] = results[:lanes]
-                else:
-                    data = [result % 256 for result in results[:lanes]]
-                    self.activation[address : address + lanes] = data
+        for address, lanes, results in list(self._vectors(instruction)):
+            if instruction.destination == Memory.ACCUMULATOR:
+                self._row(address)[:lanes] = results[:lanes]
+            else:
+                data = [result % 256 for result in results[:lanes]]
+                self.activation[address : address + lanes] = data
 
     def _vectors(self, instruction: Vector) -> Iterator[tuple[int, int, list[int]]]:
         columns = self.config.columns

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from network_reference import GraphBuilder, evaluate, random_layer, scaled
+from network_reference import GraphBuilder, evaluate, random_inputs, random_layer, scaled
 from weft.compiler import compile_graph
 from weft.ir import AveragePool2d, Graph, MaxPool2d
 from weft.session import Session
@@ -37,16 +37,6 @@ TALL = AcceleratorConfig(
     accumulator_rows=64,
     vector_lanes=4,
 )
-
-
-def random_inputs(graph: Graph, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """int8 codes by name, images with channels first."""
-    inputs = {}
-    for name in graph.inputs:
-        shape = graph.tensor(name).shape
-        shape = (shape[2], *shape[:2]) if len(shape) == 3 else shape
-        inputs[name] = rng.integers(-128, 128, shape).astype(np.int8)
-    return inputs
 
 
 def run(graph: Graph, config: AcceleratorConfig, inputs, force_tiles=None) -> dict[str, np.ndarray]:

@@ -1,4 +1,6 @@
-"""The PyTorch front end: what each operator becomes, and the text of every refusal."""
+"""The PyTorch front end: what each operator becomes."""
+
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +10,6 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
-from weft.errors import UnsupportedModel  # noqa: E402
 from weft.frontends.pt2_file import load_pt2, save_pt2  # noqa: E402
 from weft.frontends.pytorch import graph_from_torch  # noqa: E402
 from weft.ir import (  # noqa: E402
@@ -25,8 +26,7 @@ from weft_hw.instructions import Rounding  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
-decomposed = torch.ops.quantized_decomposed
-QUANTIZE = decomposed.quantize_per_tensor.default
+QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 
 
 class Block(nn.Module):
@@ -138,7 +138,10 @@ def test_every_way_to_the_same_graph(way, seed, tmp_path) -> None:
         model = load_pt2(tmp_path / "model.pt2")
     elif way == "exported":
         model = torch.export.export(model, (example,))
-    assert repr(graph_from_torch(model)) == expected
+    found = repr(graph_from_torch(model))
+    if way.startswith("batch"):  # calibration itself, in float32, depends on the batch size
+        found, expected = (re.sub(r"scale=\S+ zero=\S+", "", text) for text in (found, expected))
+    assert found == expected
 
 
 def test_a_dynamic_number_of_samples(seed) -> None:
@@ -160,22 +163,47 @@ def test_a_dynamic_number_of_samples(seed) -> None:
 @pytest.mark.parametrize(
     "layer, shape, fields, output",
     [
-        (nn.Conv2d(4, 5, 3, 2, 1), (4, 7, 6), {"stride": (2, 2), "padding": ((1, 1), (1, 1))}, (4, 3, 5)),
-        (nn.Conv2d(4, 5, (1, 3), (1, 2), (0, 1)), (4, 5, 5), {"stride": (1, 2), "padding": ((0, 0), (1, 1))}, (5, 3, 5)),
+        (
+            nn.Conv2d(4, 5, 3, 2, 1),
+            (4, 7, 6),
+            {"stride": (2, 2), "padding": ((1, 1), (1, 1))},
+            (4, 3, 5),
+        ),
+        (
+            nn.Conv2d(4, 5, (1, 3), (1, 2), (0, 1)),
+            (4, 5, 5),
+            {"stride": (1, 2), "padding": ((0, 0), (1, 1))},
+            (5, 3, 5),
+        ),
         (nn.Conv2d(4, 5, 3, padding="same"), (4, 6, 6), {"padding": ((1, 1), (1, 1))}, (6, 6, 5)),
         (nn.Conv2d(4, 5, 3, padding="valid"), (4, 6, 6), {"padding": ((0, 0), (0, 0))}, (4, 4, 5)),
         (nn.Conv2d(4, 1, 1), (4, 1, 1), {"stride": (1, 1), "padding": ((0, 0), (0, 0))}, (1, 1, 1)),
-        (nn.MaxPool2d(3, 2, 1), (4, 7, 7), {"kernel": (3, 3), "stride": (2, 2), "padding": ((1, 1), (1, 1))}, (4, 4, 4)),
+        (
+            nn.MaxPool2d(3, 2, 1),
+            (4, 7, 7),
+            {"kernel": (3, 3), "stride": (2, 2), "padding": ((1, 1), (1, 1))},
+            (4, 4, 4),
+        ),
         (nn.MaxPool2d((2, 3)), (4, 6, 6), {"kernel": (2, 3), "stride": (2, 3)}, (3, 2, 4)),
         (nn.MaxPool2d(2, ceil_mode=True), (4, 6, 6), {"kernel": (2, 2)}, (3, 3, 4)),
-        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), (4, 6, 6), {"padding": ((1, 1), (1, 1)), "count_include_pad": False}, (6, 6, 4)),
-        (nn.AvgPool2d(2), (4, 6, 6), {"kernel": (2, 2), "stride": (2, 2), "count_include_pad": True}, (3, 3, 4)),
+        (
+            nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+            (4, 6, 6),
+            {"padding": ((1, 1), (1, 1)), "count_include_pad": False},
+            (6, 6, 4),
+        ),
+        (
+            nn.AvgPool2d(2),
+            (4, 6, 6),
+            {"kernel": (2, 2), "stride": (2, 2), "count_include_pad": True},
+            (3, 3, 4),
+        ),
         (nn.AdaptiveAvgPool2d(1), (4, 6, 5), {"kernel": (6, 5), "stride": (6, 5)}, (1, 1, 4)),
         (nn.AdaptiveAvgPool2d((2, 5)), (4, 6, 5), {"kernel": (3, 1), "stride": (3, 1)}, (2, 5, 4)),
         (nn.Linear(6, 3), (6,), {}, (3,)),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_parameters_of_layers(layer, shape, fields, output) -> None:
     graph = graph_from_torch(quantized(nn.Sequential(layer), shape))
     (operation,) = graph.operations
@@ -257,6 +285,7 @@ def test_flattening_in_all_its_forms() -> None:
 
     graph = imported(function)
     assert [graph.tensor(name).shape for name in graph.outputs] == [(36,)] * 2 + [(4,)] * 3
+    assert graph.operations[-1].name == "squeeze_2"
     flattens = [operation for operation in graph.operations if isinstance(operation, Flatten)]
     assert len(flattens) == 6 and {each.order for each in flattens} == {"CHW"}
     for each in flattens:
@@ -284,131 +313,9 @@ def test_a_number_of_modules_share_no_state() -> None:
     assert repr(graph_from_torch(model)) == repr(graph_from_torch(model))
 
 
-# Refusals ----------------------------------------------------------------------------------------
+def test_everything_that_the_quantizer_places_is_known() -> None:
+    from weft.frontends.pytorch_operators import RULES
+    from weft.quantize import quantizer
 
-IMAGE = (4, 6, 6)
-
-REFUSALS = {
-    "groups": (nn.Conv2d(4, 4, 3, groups=2), IMAGE, r"^0, node conv2d \(aten\.conv2d\.default\): has 2 groups; weft computes ordinary"),
-    "dilation": (nn.Conv2d(4, 4, 3, dilation=2), IMAGE, r"has dilation \[2, 2\]; weft computes dilation 1"),
-    "pool dilation": (nn.MaxPool2d(2, dilation=2), IMAGE, "has dilation .* pools with dilation 1"),
-    "ceil": (nn.MaxPool2d(4, ceil_mode=True), IMAGE, "use ceil_mode=False"),
-    "divisor": (nn.AvgPool2d(2, divisor_override=3), IMAGE, "has a divisor of its own"),
-    "adaptive": (nn.AdaptiveAvgPool2d(4), IMAGE, r"makes \(4, 4\) of \(6, 6\) pixels"),
-    "unknown": (nn.Sigmoid(), IMAGE, r"^0, node sigmoid \(aten\.sigmoid\.default\): weft has no such operation; it knows adaptive_avg_pool2d, add,"),
-    "linear on images": (nn.Linear(6, 3), IMAGE, "works on vectors .* flatten the image"),
-    "pool of vectors": (Function(lambda self, x: functional.max_pool2d(x.flatten(1)[:, None, None], 1)), IMAGE, "weft has no such operation"),
-    "one-dimensional": (nn.Conv1d(4, 4, 3), (4, 6), "has the shape .* for each sample|weft has no such operation"),
-    "number": (Function(lambda self, x: self.c(x) + 1.0), IMAGE, "weft works on tensors only|in floating point"),
-    "alpha": (Function(lambda self, x: torch.add(x, self.c(x), alpha=2)), IMAGE, "has alpha 2"),
-    "broadcast": (Function(lambda self, x: x + functional.adaptive_avg_pool2d(x, 1)), IMAGE, "different shapes"),
-    "mean": (Function(lambda self, x: x.mean(1)), IMAGE, r"is over the axes \[1\]"),
-    "permuted": (Function(lambda self, x: self.c(x).permute(0, 2, 3, 1)), IMAGE, r"permute\.default\): weft has no such operation"),
-    "reshaped": (Function(lambda self, x: self.c(x).view(2, 2, 12, 6)), IMAGE, r"makes \(2, 12, 6\) of \(4, 6, 6\); weft only flattens"),
-    "mixed samples": (Function(lambda self, x: self.c(x).view(4, -1)), IMAGE, "mixes samples"),
-    "twice": (Function(lambda self, x: (lambda y: (y, y))(self.c(x))), IMAGE, "returned twice"),
-    "computed weight": (Function(lambda self, x: functional.linear(x.flatten(1), x.flatten(1))), IMAGE, "its weight is not a frozen int8 constant"),
-    "input as output": (Function(lambda self, x: (x, self.c(x))), IMAGE, "returned twice|floating point|returned"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_refusals(case) -> None:
-    model, shape, text = REFUSALS[case]
-    model = model if isinstance(model, Function) else nn.Sequential(model)
-    converted = quantized(model, shape)
-    with pytest.raises(UnsupportedModel, match=text) as caught:
-        graph_from_torch(converted)
-    assert "\n" not in str(caught.value)
-
-
-def test_models_that_are_not_quantized() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1)).eval()
-    with pytest.raises(UnsupportedModel, match="cannot read a Sequential: quantize it with"):
-        graph_from_torch(model)
-    exported = torch.export.export(model, (torch.zeros(1, 4, 6, 6),))
-    for each in (exported, exported.module(check_guards=False)):
-        with pytest.raises(UnsupportedModel, match="the model is not quantized: give what"):
-            graph_from_torch(each)
-
-
-def test_an_input_that_is_not_used() -> None:
-    with pytest.raises(UnsupportedModel, match="this input is not used; remove it"):
-        imported(lambda self, x, y: self.c(x), IMAGE, IMAGE)
-
-
-def changed(target, change):
-    """A quantized convolution in which the arguments of nodes of one operator are changed."""
-    model = quantized(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()), IMAGE)
-    for node in model.graph.nodes:
-        if node.target is target:
-            change(model, node)
-    return model
-
-
-def set_arguments(start: int, *values):
-    def change(model, node):
-        node.args = (*node.args[:start], *values, *node.args[start + len(values) :])
-
-    return change
-
-
-def float_bias(model, node):
-    model.register_buffer("plain", torch.zeros(4))
-    with model.graph.inserting_before(node):
-        node.args = (*node.args[:2], model.graph.get_attr("plain"))
-
-
-def asymmetric(model, node):
-    getattr(model, node.args[2].target).fill_(1)
-
-
-@pytest.mark.parametrize(
-    "target, change, text",
-    [
-        (QUANTIZE, set_arguments(3, 0, 255, torch.uint8), "is quantized to uint8 from 0 to 255; weft takes int8"),
-        (QUANTIZE, set_arguments(3, -127), "is quantized to int8 from -127 to 127"),
-        (decomposed.dequantize_per_tensor.default, set_arguments(1, 0.125), "another scale or zero point"),
-        (decomposed.dequantize_per_channel.default, set_arguments(3, 1), "has a scale for each index of axis 1"),
-        (decomposed.dequantize_per_channel.default, asymmetric, "has zero points other than 0"),
-        (torch.ops.aten.conv2d.default, float_bias, "its bias is not a frozen int32 constant by channel; quantize"),
-    ],
-)  # fmt: skip
-def test_quantizations_of_another_kind(target, change, text) -> None:
-    with pytest.raises(UnsupportedModel, match=text):
-        graph_from_torch(changed(target, change))
-
-
-def test_a_value_left_in_floating_point() -> None:
-    model = quantized(nn.Sequential(nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)), IMAGE)
-    (pool,) = (node for node in model.graph.nodes if "max_pool2d" in str(node.target))
-    pool.args = (pool.args[0].args[0].args[0], *pool.args[1:])  # past its quantization
-    with pytest.raises(UnsupportedModel, match=r"^1, node max_pool2d .* reads conv2d in floating"):
-        graph_from_torch(model)
-    model = quantized(nn.Sequential(nn.Conv2d(4, 4, 1)), IMAGE)
-    (output,) = (node for node in model.graph.nodes if node.op == "output")
-    output.args = ((output.args[0][0].args[0].args[0],),)
-    with pytest.raises(UnsupportedModel, match=r"^0, node conv2d .* is returned in floating point"):
-        graph_from_torch(model)
-
-
-def test_a_bias_of_another_scale() -> None:
-    model = quantized(nn.Sequential(nn.Linear(6, 3)), (6,))
-    (layer,) = (node for node in model.graph.nodes if "linear" in str(node.target))
-    getattr(model, layer.args[2].args[1].target).mul_(2)
-    with pytest.raises(UnsupportedModel, match="its bias must be int32 with the scale"):
-        graph_from_torch(model)
-
-
-def test_sizes_that_are_not_fixed() -> None:
-    from weft.quantize import WeftQuantizer
-    from weft.quantize.pt2e import convert_pt2e, prepare_pt2e
-
-    dynamic = ({2: torch.export.Dim("height", min=2, max=64)},)
-    exported = torch.export.export(
-        nn.Conv2d(4, 4, 1), (torch.zeros(2, 4, 6, 6),), dynamic_shapes=dynamic
-    )
-    prepared = prepare_pt2e(exported.module(check_guards=False), WeftQuantizer())
-    prepared(torch.randn(2, 4, 6, 6))
-    with pytest.raises(UnsupportedModel, match="has the dynamic shape .* export with fixed sizes"):
-        graph_from_torch(convert_pt2e(prepared))
+    placed = quantizer.LAYERS | quantizer.SAME_SCALE | {torch.ops.aten.add.Tensor}
+    assert {str(each) for each in placed} == set(RULES) - {"aten.squeeze.default"}

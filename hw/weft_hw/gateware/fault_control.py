@@ -123,7 +123,7 @@ class FaultControl(wiring.Component):
         m.d.comb += any_report.eq(reduce(or_, (report.valid for report, _ in sources)))
 
         hung_in_drain = Signal()
-        m.d.comb += hung_in_drain.eq(expired & (state == State.DRAINING))
+        m.d.comb += hung_in_drain.eq(expired & (state == State.DRAINING) & self.bus_busy.any())
         for cause in FaultCause:
             if cause is FaultCause.NONE:
                 continue

@@ -45,10 +45,10 @@ class FunctionalDevice:
         self, config: AcceleratorConfig, *, memory_bytes: int, check_races: bool = True
     ) -> None:
         limit = 1 << config.address_width
-        if not 0 < memory_bytes <= limit:
+        if not 0 < memory_bytes <= limit or memory_bytes % config.bus_bytes:
             raise WeftError(
-                f"`memory_bytes` must be from 1 to {limit} (the configuration's address width), "
-                f"not {memory_bytes}"
+                f"`memory_bytes` must be a positive multiple of {config.bus_bytes} (a bus beat) up "
+                f"to {limit}, not {memory_bytes}"
             )
         self.config = config
         self.memory_bytes = memory_bytes
@@ -61,10 +61,16 @@ class FunctionalDevice:
     def _range(self, address: int, size: int) -> slice:
         if address < 0 or size < 0 or address + size > self.memory_bytes:
             raise WeftError(
-                f"bytes {address:#x} to {address + size - 1:#x} lie outside the device's memory of "
-                f"{self.memory_bytes:#x} bytes"
+                f"{size} bytes at address {address:#x} are not inside the device's memory of "
+                f"{self.memory_bytes:,} bytes"
             )
         return slice(address, address + size)
+
+    def __enter__(self) -> "FunctionalDevice":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write_memory(self, address: int, data: NDArray[np.uint8] | bytes) -> None:
         """Copy bytes into DRAM.
@@ -75,9 +81,8 @@ class FunctionalDevice:
             If they do not fit.
         """
         values = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
-        if values.dtype != np.uint8:
-            raise TypeError(f"`data` must be bytes or an array of uint8, not {values.dtype}")
-        self.memories.dram[self._range(address, values.size)] = values.ravel()
+        values = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+        self.memories.dram[self._range(address, values.size)] = values
 
     def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
         """A copy of bytes of DRAM.
@@ -101,11 +106,17 @@ class FunctionalDevice:
         OrderError
             If the program's semaphores do not order what they have to.
         WeftError
-            If an earlier fault has not been followed by :meth:`reset`, or if the program is beyond
-            this engine.
+            If an earlier fault has not been followed by :meth:`reset`, if the address is not one of
+            a program, or if a loop nest is too large for this engine.
         """
         if self._faulted:
-            raise WeftError("the device has stopped with a fault; call `reset` before the next run")
+            raise WeftError("the machine has stopped with a fault; reset() must come before a run")
+        if program_address % self.config.bus_bytes:
+            raise WeftError(
+                f"the program's address must be a multiple of {self.config.bus_bytes} (a beat of "
+                f"the bus), not {program_address:#x}"
+            )
+        self._range(program_address, self.config.bus_bytes)
         began = time.perf_counter()
         try:
             self._program(program_address).run()

@@ -126,11 +126,9 @@ def _read_stream(
     memories: Memories, address: int
 ) -> tuple[list[tuple[int, Instruction]], Fault | None, int]:
     """Instructions up to END or to a fault of dispatch, with offsets; and the bytes looked at."""
-    dram, config = memories.dram, memories.config
+    dram = memories.dram
     stream: list[tuple[int, Instruction]] = []
     offset = 0
-    if address % config.bus_bytes:
-        return stream, Fault(FaultCause.ALIGNMENT, DISPATCH_QUEUE, 0, address), 0
     while True:
         if not _can_fetch(address + offset, memories):
             fault = Fault(FaultCause.FETCH_ERROR, DISPATCH_QUEUE, offset, address + offset)

@@ -135,6 +135,11 @@ class RtlDevice:
         """What the memory saw of the last run, counted outside the machine."""
         return self._simulation.statistics
 
+    @property
+    def cycles_outside(self) -> int:
+        """Cycles of the last run as seen from outside, whatever the machine's register says."""
+        return self._simulation.run_cycles
+
     def write_memory(self, address: int, data: NDArray[np.uint8] | bytes) -> None:
         """Copy bytes into DRAM; an address outside it raises :class:`WeftError`."""
         values = np.frombuffer(data, dtype=np.uint8) if isinstance(data, bytes) else data

@@ -200,6 +200,11 @@ class Simulation:
         return int(self._library.weft_cycle(self._handle))
 
     @property
+    def run_cycles(self) -> int:
+        """Cycles of the last run, from the write of the start register to the interrupt."""
+        return int(self._library.weft_run_cycles(self._handle))
+
+    @property
     def statistics(self) -> BusStatistics:
         """What the memory saw since the last start."""
         values = _BusStatistics()
@@ -256,7 +261,7 @@ class Simulation:
                     "instruction started or retired, no interrupt"
                 )
         self._check(answer == _INTERRUPT)
-        return int(self._library.weft_run_cycles(self._handle))
+        return self.run_cycles
 
     def idle(self, cycles: int) -> None:
         """Let time pass."""

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-import click
 import typer
 from rich.console import Console
 
@@ -12,8 +11,8 @@ from weft_hw.errors import WeftError
 
 __all__ = ["application", "main"]
 
-USAGE_ERROR = 2
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
 
 application = typer.Typer(
     name="weft",
@@ -44,19 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        status = application(words, standalone_mode=False)
-        return int(status or 0)
-    except click.exceptions.Abort:
-        console.print("interrupted")
-        return 130
+        application(words)
+        return 0
+    except SystemExit as finished:  # how typer reports success, misuse and interruption
+        return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
     except KeyboardInterrupt:
         console.print("interrupted")
-        return 130
-    except click.ClickException as error:
-        if debug:
-            raise
-        error.show()
-        return USAGE_ERROR
+        return INTERRUPTED
     except WeftError as error:
         if debug:
             raise

@@ -55,6 +55,11 @@ class TileBox:
     x: int
     columns: int
 
+    @property
+    def vectors(self) -> int:
+        """Vectors of ``columns`` lanes."""
+        return self.channels * self.rows * self.columns
+
 
 @dataclass
 class Context:
@@ -71,11 +76,19 @@ class Context:
     def __post_init__(self) -> None:
         self.weights = Ring(self.config.weight_bytes)
         self.parameters = Ring(self.config.parameter_rows)
+        self.accumulator_rings = [
+            Ring(self.config.accumulator_rows) for _ in range(self.config.accumulator_banks)
+        ]
 
-    def next_bank(self) -> int:
-        """First row of the accumulator bank whose turn it is."""
+    def accumulators(self, rows: int) -> int:
+        """First of some accumulator rows, in the bank whose turn it is.
+
+        Neighbouring tiles lie in different banks, so that MATRIX fills one while VECTOR reads
+        another; and small tiles lie behind one another, so that MATRIX can run ahead by several.
+        """
         self.bank = (self.bank + 1) % self.config.accumulator_banks
-        return self.bank * self.config.accumulator_rows
+        start = self.accumulator_rings[self.bank].place(None, rows)
+        return self.bank * self.config.accumulator_rows + start
 
 
 @dataclass

@@ -93,7 +93,7 @@ class _AddTile:
         self._emit_result(fields, self.inputs[0].scale / self.result.scale, self.accesses)
 
     def _three_passes(self, order: tuple[int, int], shift: int, unit: float) -> None:
-        bank = self.task.context.next_bank()
+        bank = self.task.context.accumulators(self.tile.vectors)
         rows = tile_rows(bank, self.tile)
         strides = accumulator_strides(self.counts)
         for number, position in enumerate(order):

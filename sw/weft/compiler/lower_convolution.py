@@ -50,7 +50,8 @@ class _Convolution:
 
     def run(self) -> None:
         for tile in self.task.tiles():
-            bank = self.task.context.next_bank()
+            bank = self.task.context.accumulators(tile.vectors)
+            self._parameters(tile)  # few bytes: ahead of the tile's other transfers
             self._sum(tile, bank)
             layout = self.task.destination(tile)
             self._requantize(tile, bank, layout)

@@ -114,7 +114,7 @@ class _Pool:
             self._emit_result(part, elements, target, window, read)
 
     def _in_parts(self, tile: TileBox, target: PixelLayout) -> None:
-        bank = self.task.context.next_bank()
+        bank = self.task.context.accumulators(tile.vectors)
         visible = []
         for chunk in self.task.tiling.chunks:
             region = tile_source(self.task, tile, chunk)

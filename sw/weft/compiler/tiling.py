@@ -262,7 +262,9 @@ def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
         store = tiling.output_bytes / config.bus_bytes + TRANSFER_GAP
         fetched += Store.size
     load += tiles * fetched / config.bus_bytes  # instructions come over the same bus
-    slowest = max(load / tiles, matrix + turns, vector, store)
+    buffers = config.accumulator_banks * (config.accumulator_rows // max(1, vectors))
+    waiting = (matrix + vector + latency) / max(1, buffers)  # for accumulators to become free
+    slowest = max(load / tiles, matrix + turns, vector, store, waiting)
     first = first_load + matrix + vector + store + latency + TRANSFER_LATENCY
     return first + (tiles - 1) * slowest
 

@@ -73,4 +73,4 @@ def vector_read(task: LayerTask, tile: TileBox, layout: PixelLayout, region: Reg
 
 def tile_rows(bank: int, tile: TileBox) -> tuple[int, int]:
     """The accumulator rows of a tile in a bank."""
-    return bank, bank + tile.channels * tile.rows * tile.columns
+    return bank, bank + tile.vectors

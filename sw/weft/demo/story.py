@@ -1,6 +1,7 @@
 """The demonstration's run: the held-out digits on the RTL, every bit compared."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from weft.demo.page import write_page
 from weft.demo.preparation import Prepared, prepare
 from weft.session import Session
 from weft_hw import AcceleratorConfig
+from weft_sim.cache import renewed
 
 __all__ = ["run_demo"]
 
@@ -32,8 +34,8 @@ def run_demo(
     """
     began = time.perf_counter()
     prepared = prepare(config, output, fresh=fresh)
-    with output.stages() as stage:
-        session = Session(prepared.program, engine="rtl", progress=stage, rebuild=fresh)
+    with output.stages() as stage, renewed() if fresh else nullcontext():
+        session = Session(prepared.program, engine="rtl", progress=stage)
     ready = time.perf_counter() - began
     output.say(f"simulator of {config.name}'s RTL is ready, {ready:.1f} s after the start")
     count = min(images or len(prepared.images), len(prepared.images))

@@ -29,6 +29,8 @@ from weft.frontends.pytorch_operators import (
     Pending,
     Real,
     clamp_bounds,
+    clamped_codes,
+    own_shape,
 )
 from weft.ir import INT8_RANGE, Flatten, Graph, MaxPool2d, Operation, Rescale, Tensor
 
@@ -86,8 +88,8 @@ def graph_from_torch(model: Any, *, name: str = "model") -> Graph:
 class _Importer:
     """One walk over the nodes of a model; ``values`` holds what each node stands for.
 
-    A placeholder is None, a quantize node a tensor, a dequantized value a :class:`Real`, frozen
-    weights :class:`Constants`, and an operator in front of its quantization :class:`Pending`.
+    A placeholder is None, a quantized or dequantized value a :class:`Real`, frozen weights are
+    :class:`Constants`, and an operator in front of its quantization is :class:`Pending`.
     """
 
     def __init__(self, model: GraphModule) -> None:
@@ -155,12 +157,24 @@ class _Importer:
 
     # What the operators' rules ask for
 
-    def real(self, node: Any, operand: Any) -> Tensor:
+    def tensor(self, node: Any, operand: Any) -> Tensor:
         """The int8 tensor that an operand dequantizes, or a refusal of ``node``."""
+        value = self.real(node, operand)
+        if value.shape is not None:
+            shape = own_shape(value.tensor)
+            refuse(
+                node,
+                f"sees {shape} as {value.shape} for each sample; weft only flattens an image into "
+                "a vector",
+            )
+        return value.tensor
+
+    def real(self, node: Any, operand: Any) -> Real:
+        """What an operand dequantizes, or a refusal of ``node``."""
         value = self.values.get(operand) if hasattr(operand, "op") else None
-        if isinstance(value, Real):
+        if isinstance(value, Real) and operator(operand) != QUANTIZE:
             self.tensors.setdefault(value.tensor.name, value.tensor)
-            return value.tensor
+            return value
         if isinstance(value, Constants):
             refuse(node, f"reads {operand}, which has a scale for each channel; {ADVICE}")
         if not hasattr(operand, "op"):
@@ -185,24 +199,23 @@ class _Importer:
 
     # Quantization
 
-    def _quantize(self, node: Any, given: dict[str, Any]) -> Tensor:
+    def _quantize(self, node: Any, given: dict[str, Any]) -> Real:
         source = given["input"]
         scale, zero_point = self._parameters(node, given)
         value = self.values.get(source)
         if source.op == "placeholder":
-            return self._input(node, source, scale, zero_point)
+            return Real(self._input(node, source, scale, zero_point))
         if isinstance(value, Real):
-            tensor = value.tensor
-            if (tensor.scale, tensor.zero_point) == (scale, zero_point):
-                return tensor
+            if (value.tensor.scale, value.tensor.zero_point) == (scale, zero_point):
+                return value
+            tensor = self.tensor(node, source)
             value = Pending(node, Rescale, (tensor,), tensor.shape)
-            self.real(node, source)
         if not isinstance(value, Pending):
             refuse(node, f"quantizes {source} at run time; only inputs and results are quantized")
         result = Tensor(
             name=_value_name(node, source), shape=value.shape, scale=scale, zero_point=zero_point
         )
-        return self._place(value, result)
+        return Real(self._place(value, result))
 
     def _input(self, node: Any, source: Any, scale: float, zero_point: int) -> Tensor:
         shape = sample_shape(source)
@@ -224,19 +237,19 @@ class _Importer:
         """Emit a pending operation, now that its output's quantization is known."""
         low, high = INT8_RANGE
         for clamp in value.clamps:
-            low, high = _clamped(low, high, clamp, result)
+            low, high = clamped_codes(low, high, clamp, result)
         fields = value.fields | {"clamp": (low, high)}
         output = result
         if value.flatten:
             channels = (result.shape[-1],)
-            output = replace(result, name=f"{result.name}_image")
+            output = replace(result, name=self._fresh(f"{result.name}_image"))
             result = replace(result, shape=channels)
         (first, *_) = value.inputs
         same = (first.scale, first.zero_point) == (output.scale, output.zero_point)
         if value.kind is MaxPool2d and not same:
             codes = replace(
                 output,
-                name=f"{output.name}_codes",
+                name=self._fresh(f"{output.name}_codes"),
                 scale=first.scale,
                 zero_point=first.zero_point,
             )
@@ -253,12 +266,12 @@ class _Importer:
         frozen = constant(self.model, given["input"])
         if frozen is not None:
             return Real(self._frozen(node, given["input"], frozen, scale, zero_point))
-        tensor = self.values.get(given["input"])
-        if not isinstance(tensor, Tensor):
+        value = self.values.get(given["input"])
+        if not isinstance(value, Real) or operator(given["input"]) != QUANTIZE:
             refuse(node, f"reads {given['input']}, which is not quantized; {ADVICE}")
-        if (tensor.scale, tensor.zero_point) != (scale, zero_point):
+        if (value.tensor.scale, value.tensor.zero_point) != (scale, zero_point):
             refuse(node, "reads int8 codes with another scale or zero point than they have")
-        return Real(tensor)
+        return value
 
     def _frozen(self, node: Any, source: Any, frozen: Any, scale: float, zero_point: int) -> Tensor:
         """A constant tensor, its axis of samples (of size 1) dropped."""
@@ -305,6 +318,13 @@ class _Importer:
 
     # Results
 
+    def _fresh(self, name: str) -> str:
+        """A name that no tensor or node has, for a tensor that the model has no node for."""
+        taken = {*self.tensors, *(node.name for node in self.model.graph.nodes)}
+        while name in taken:
+            name += "_"
+        return name
+
     def _emit(
         self,
         node: Any,
@@ -349,11 +369,11 @@ class _Importer:
         return tuple(names)
 
     def _returned(self, node: Any) -> Tensor:
-        value = self.values.get(node)
-        if not isinstance(value, Real):
+        if node.op == "placeholder":
+            refuse(node, "this input is returned as it is; leave it out of what the model returns")
+        if not isinstance(self.values.get(node), Real):
             refuse(node, f"is returned in floating point; {ADVICE}")
-        self.tensors.setdefault(value.tensor.name, value.tensor)
-        return value.tensor
+        return self.tensor(node, node)
 
 
 def _needed(nodes: list[Any]) -> set[Any]:
@@ -369,19 +389,6 @@ def _value_name(quantize: Any, source: Any) -> str:
     """The name of a quantized value: its node's, unless that is quantized more than once."""
     readers = [user for user in source.users if operator(user) == QUANTIZE]
     return str(source.name if len(readers) == 1 else quantize.name)
-
-
-def _clamped(low: int, high: int, clamp: Any, result: Tensor) -> tuple[int, int]:
-    """A range of codes after one more clamp, which sees values first low, then high, as PyTorch."""
-    least, most = (
-        None if bound is None else round(bound / result.scale) + result.zero_point
-        for bound in clamp
-    )
-    if least is not None:
-        low, high = max(low, min(least, 127)), max(high, min(least, 127))
-    if most is not None:
-        low, high = min(low, max(most, -128)), min(high, max(most, -128))
-    return low, high
 
 
 def _known() -> str:

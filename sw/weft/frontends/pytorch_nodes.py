@@ -56,11 +56,23 @@ def source_text(node: Any) -> str:
 
 
 def refuse(node: Any, text: str) -> NoReturn:
-    """Raise the error that names the layer and its operator."""
+    """Raise the error that names the layer and its operator.
+
+    For a quantize or dequantize node that is the layer in front of it; for that of a weight, the
+    layer that reads it.
+    """
+    node = _layer(node)
     name = display_name(node)
     place = operator(node) or f"{node.op} {node.target}"
     known = name if name == node.name else f"{name}, node {node.name}"
     raise UnsupportedModel(f"{known} ({place}): {text}")
+
+
+def _layer(node: Any) -> Any:
+    found = node
+    while operator(found).startswith("quantized_decomposed.") and hasattr(found.args[0], "op"):
+        found = found.args[0]
+    return next(iter(node.users), node) if found.op == "get_attr" else found
 
 
 def sample_shape(node: Any) -> tuple[int, ...]:

@@ -26,7 +26,17 @@ from weft.ir import (
     pool_output_size,
 )
 
-__all__ = ["CLAMPS", "RULES", "Builder", "Constants", "Pending", "Real", "clamp_bounds"]
+__all__ = [
+    "CLAMPS",
+    "RULES",
+    "Builder",
+    "Constants",
+    "Pending",
+    "Real",
+    "clamp_bounds",
+    "clamped_codes",
+    "own_shape",
+]
 
 Pair = tuple[int, int]
 Clamp = tuple[float | None, float | None]
@@ -34,9 +44,14 @@ Clamp = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Real:
-    """The real values of an int8 tensor of the graph: what its dequantization gives."""
+    """The real values of an int8 tensor of the graph: what its quantization stands for.
+
+    ``shape`` is the one in which the model sees a sample at this point, in PyTorch's order, where
+    that is not the tensor's own: it may pass through any shape on the way to a vector.
+    """
 
     tensor: Tensor
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +82,11 @@ class Pending:
 class Builder(Protocol):
     """What rules need of the front end."""
 
-    def real(self, node: Any, operand: Any) -> Tensor:
-        """The int8 tensor that an operand dequantizes, or a refusal of ``node``."""
+    def real(self, node: Any, operand: Any) -> Real:
+        """What an operand dequantizes, or a refusal of ``node``."""
+
+    def tensor(self, node: Any, operand: Any) -> Tensor:
+        """Likewise, the int8 tensor, seen in its own shape."""
 
     def constants(self, node: Any, operand: Any, what: str) -> Constants:
         """The frozen integers that an operand dequantizes, or a refusal of ``node``."""
@@ -81,7 +99,7 @@ Rule = Callable[[Builder, Any, dict[str, Any]], Real | Pending]
 
 
 def _image(builder: Builder, node: Any, operand: Any) -> Tensor:
-    tensor = builder.real(node, operand)
+    tensor = builder.tensor(node, operand)
     if len(tensor.shape) != 3:
         refuse(node, "works on images of the shape (samples, channels, height, width) only")
     return tensor
@@ -119,7 +137,7 @@ def _weights(
 
 
 def _linear(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
-    source = builder.real(node, given["input"])
+    source = builder.tensor(node, given["input"])
     if len(source.shape) != 1:
         refuse(node, "works on vectors (samples, features) only; flatten the image before it")
     fields = _weights(builder, node, given, source, 2)
@@ -165,7 +183,7 @@ def _sizes(source: Tensor, kernel: Any, stride: Pair, padding: tuple[Pair, Pair]
 def _add(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
     if given["alpha"] != 1:
         refuse(node, f"has alpha {given['alpha']}; weft adds with alpha 1 only")
-    inputs = tuple(builder.real(node, given[key]) for key in ("self", "other"))
+    inputs = tuple(builder.tensor(node, given[key]) for key in ("self", "other"))
     if inputs[0].shape != inputs[1].shape:
         inputs = _broadcast(node, inputs)
     return Pending(node, Add, inputs, inputs[0].shape)
@@ -180,7 +198,7 @@ def _broadcast(node: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     for tensor in inputs:
         if tensor.shape != shape and (tensor.data is None or not shape):
             refuse(node, "adds tensors of different shapes; weft does not repeat values in an add")
-        if tensor.shape != shape:
+        if tensor.shape != shape and tensor.data is not None:
             name = f"{tensor.name}_{'x'.join(map(str, shape))}"
             data = np.broadcast_to(tensor.data, shape).copy()
             tensor = replace(tensor, name=name, shape=shape, data=data)
@@ -240,7 +258,7 @@ def _adaptive_avg_pool2d(builder: Builder, node: Any, given: dict[str, Any]) -> 
 
 
 def _mean(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
-    source = builder.real(node, given["self"])
+    source = builder.tensor(node, given["self"])
     axes = given["dim"]
     if len(source.shape) != 3 or sorted(axis % 4 for axis in axes or ()) != [2, 3]:
         refuse(node, f"is over the axes {axes}; weft takes the mean of images over [2, 3] only")
@@ -270,8 +288,21 @@ def clamp_bounds(node: Any, given: dict[str, Any]) -> Clamp:
     return low, high
 
 
+def clamped_codes(low: int, high: int, clamp: Clamp, result: Tensor) -> tuple[int, int]:
+    """A range of codes after one more clamp, which sees values first low, then high, as PyTorch."""
+    least, most = (
+        None if bound is None else round(bound / result.scale) + result.zero_point
+        for bound in clamp
+    )
+    if least is not None:
+        low, high = max(low, min(least, 127)), max(high, min(least, 127))
+    if most is not None:
+        low, high = min(low, max(most, -128)), min(high, max(most, -128))
+    return low, high
+
+
 def _clamp_alone(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
-    source = builder.real(node, given["self"])
+    source = builder.tensor(node, given["self"])
     clamps = (clamp_bounds(node, given),)
     return Pending(node, Rescale, (source,), source.shape, clamps=clamps)
 
@@ -281,20 +312,24 @@ def _clamp_alone(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
 
 def _move(builder: Builder, node: Any, given: dict[str, Any]) -> Real:
     """Operators that change only the shape: nothing at all, or an image becomes a vector."""
-    key = "input" if "input" in given else "self"
-    tensor = builder.real(node, given[key])
-    if operator(node) == "aten.dropout.default" and given["train"]:
+    value = builder.real(node, given["input" if "input" in given else "self"])
+    if given.get("train"):
         refuse(node, "is in training mode; call model.eval() before the export")
-    shape = tensor.shape
-    before = (shape[2], *shape[:2]) if len(shape) == 3 else shape
-    after = sample_shape(node)
-    if math.prod(before) != math.prod(after):
+    tensor, after = value.tensor, sample_shape(node)
+    if math.prod(after) != tensor.elements:
+        before = value.shape or own_shape(tensor)
         refuse(node, f"mixes samples: {before} becomes {after} for each sample")
-    if after == before:
+    if after == own_shape(tensor):
         return Real(tensor)
-    if len(after) == 1:
+    if len(after) == 1:  # whatever the shapes in between, the order is the image's own
         return Real(builder.flatten(node, tensor))
-    refuse(node, f"makes {after} of {before}; weft only flattens an image into a vector")
+    return Real(tensor, after)
+
+
+def own_shape(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor's shape in PyTorch's order."""
+    shape = tensor.shape
+    return (shape[2], *shape[:2]) if len(shape) == 3 else shape
 
 
 _COMPUTING: dict[str, Rule] = {

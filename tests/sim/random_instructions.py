@@ -1,0 +1,342 @@
+"""Random instructions that do not fault: all fields, edge cases more often than by chance."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from weft_hw.config import AcceleratorConfig
+from weft_hw.instructions import (
+    Accumulate,
+    Bounds,
+    Head,
+    Instruction,
+    Load,
+    Matrix,
+    Memory,
+    OperandSource,
+    Rounding,
+    ScaleSource,
+    Store,
+    Tail,
+    Vector,
+)
+
+__all__ = ["RandomInstructions"]
+
+
+def _offsets(strides: Sequence[int], counts: Sequence[int]) -> dict[tuple[int, ...], int]:
+    return {
+        index: sum(i * stride for i, stride in zip(index, strides))
+        for index in itertools.product(*[range(count) for count in counts])
+    }
+
+
+class RandomInstructions:
+    """Draws legal instructions for a configuration.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    rng : numpy.random.Generator
+    dram : (int, int)
+        Address range for LOAD and STORE.
+    apart : bool
+        VECTOR reads from the lower halves of the memories and writes to the upper ones, so that no
+        read can depend on a write of the same instruction.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        rng: np.random.Generator,
+        dram: tuple[int, int],
+        *,
+        apart: bool = False,
+    ) -> None:
+        self.config, self.rng, self.dram, self.apart = config, rng, dram, apart
+
+    def draw(self) -> Instruction:
+        """Any instruction but LOAD of parameters, which leaves exponents that are not defined."""
+        kind = self.pick([self.load, self.store, self.matrix, self.vector])
+        return kind()
+
+    def pick(self, choices: Sequence[Any]) -> Any:
+        """One of them."""
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def between(self, low: int, high: int) -> int:
+        """A whole number, both ends included and more likely than others."""
+        if low >= high:
+            return low
+        value = int(self.rng.integers(low, high + 1))
+        return self.pick([value, value, value, low, high])
+
+    def counts(self, most: Sequence[int], trips: int) -> tuple[int, ...]:
+        """Loop counts up to ``most`` each, with at most that many trips together."""
+        counts = [1] * len(most)
+        for loop in self.rng.permutation(len(most)):
+            if self.pick([True, True, False]):
+                left = trips // int(np.prod(counts))
+                counts[loop] = self.between(1, max(1, min(most[loop], left)))
+        return tuple(counts)
+
+    def place(
+        self,
+        counts: Sequence[int],
+        span: tuple[int, int],
+        width: int,
+        *,
+        steps: Sequence[int],
+        exists: Callable[[tuple[int, ...]], bool] = lambda index: True,
+        distinct: bool = False,
+    ) -> tuple[int, tuple[int, ...]]:
+        """An address and strides so that every access that exists lies in ``span``.
+
+        ``steps`` are the distances to draw strides from; ``distinct``: no address comes twice.
+        """
+        for _ in range(40):
+            strides = self._strides(counts, steps, distinct)
+            offsets = _offsets(strides, counts)
+            taken = [offset for index, offset in offsets.items() if exists(index)] or [0]
+            low, high = span[0] - min(taken), span[1] - width - max(taken)
+            if low <= high:
+                return self.between(low, high), strides
+        taken = [0]
+        return self.between(span[0], span[1] - width), (0,) * len(counts)
+
+    def _strides(
+        self, counts: Sequence[int], steps: Sequence[int], distinct: bool
+    ) -> tuple[int, ...]:
+        if not distinct:
+            signs = self.rng.choice([1, 1, 1, -1], len(counts))
+            return tuple(int(sign) * self.pick([0, *steps]) for sign in signs)
+        strides = [0] * len(counts)
+        stride = self.pick(steps)
+        for loop in self.rng.permutation(len(counts)):  # a mixed-radix number, one digit a loop
+            strides[loop] = stride
+            stride *= counts[loop]
+        return tuple(strides)
+
+    def coordinates(self, loops: int) -> dict[str, Any]:
+        """Origins, extents and steps of y and x: often all, often some, at times no trip exists."""
+        fields: dict[str, Any] = {}
+        for axis in "yx":
+            fields[f"{axis}_origin"] = self.pick([0, 0, -1, -2, 3, -4096])
+            fields[f"{axis}_extent"] = self.pick([1, 3, 4, 5, 4095, 4095, 0])
+            fields[f"{axis}_steps"] = tuple(self.pick([0, 0, 1, 1, 2, -1]) for _ in range(loops))
+        return fields
+
+    # Instructions -------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        """LOAD of a scratchpad."""
+        memory = self.pick([Memory.ACTIVATION, Memory.WEIGHT])
+        config = self.config
+        size = config.activation_bytes if memory is Memory.ACTIVATION else config.weight_bytes
+        return self._transfer(Load, memory, size)
+
+    def store(self) -> Store:
+        """STORE of the activation scratchpad."""
+        return self._transfer(Store, Memory.ACTIVATION, self.config.activation_bytes)
+
+    def _transfer(self, kind: Any, memory: Memory, size: int) -> Any:
+        counts = self.counts((5, 5, 5), 24)
+        origin, extent = self.pick([0, 0, -1, 2, -4096]), self.pick([1, 2, 4, 4095, 4095, 0])
+        step = tuple(self.pick([0, 0, 1, 2, -1]) for _ in range(3))
+        positions = {index: origin + offset for index, offset in _offsets(step, counts).items()}
+
+        def exists(index: tuple[int, ...]) -> bool:
+            return 0 <= positions[index] < extent
+
+        run = self.between(1, self.pick([5, 20, 70]))
+        steps = [1, run, run + 3, self.config.line_bytes]
+        always: dict[str, Any] = {} if kind is Load else {"exists": exists}
+        address, strides = self.place(counts, (0, size), run, steps=steps, **always)
+        dram, dram_strides = self.place(counts, self.dram, run, steps=steps, exists=exists)
+        if dram < 0:  # no unsigned base fits: some run that does not exist comes first
+            dram, dram_strides = self.dram[0], (0, 0, 0)
+        return kind(
+            dram_address=dram,
+            dram_strides=dram_strides,
+            counts=counts,
+            run_bytes=run,
+            memory=memory,
+            address=address,
+            strides=strides,
+            origin=origin,
+            extent=extent,
+            steps=step,
+            fill=self.between(-128, 127),
+        )
+
+    def load_parameters(self) -> Load:
+        """LOAD of the parameter memory, in whole beats."""
+        beat = self.config.bus_bytes
+        counts = self.counts((3, 3, 3), 6)
+        beats = self.between(1, self.config.parameter_row_bytes // beat)
+        limit = self.config.parameter_bytes // beat
+        address, strides = self.place(counts, (0, limit), beats, steps=[1, beats])
+        span = -(-self.dram[0] // beat), self.dram[1] // beat
+        dram, dram_strides = self.place(counts, span, beats, steps=[1, beats])
+        return Load(
+            dram_address=dram * beat,
+            dram_strides=tuple(beat * stride for stride in dram_strides),
+            counts=counts,
+            run_bytes=beats * beat,
+            memory=Memory.PARAMETER,
+            address=address * beat,
+            strides=tuple(beat * stride for stride in strides),
+            origin=0,
+            extent=self.pick([1, 1, 1, 0]),
+            fill=0,
+        )
+
+    def matrix(self) -> Matrix:
+        """MATRIX: convolution-like, or with accumulator rows that repeat."""
+        config = self.config
+        rows, columns = config.rows, config.columns
+        counts = self.counts((3, 3, 3, 3, 6, 6, 3), 60 if rows * columns > 100 else 150)
+        fields = self.coordinates(7)
+        bounds = self.pick([Bounds.NONE, Bounds.LEFT, Bounds.LEFT])
+
+        def exists(index: tuple[int, ...]) -> bool:
+            y = fields["y_origin"] + sum(i * s for i, s in zip(index, fields["y_steps"]))
+            x = fields["x_origin"] + sum(i * s for i, s in zip(index, fields["x_steps"]))
+            inside = 0 <= y < fields["y_extent"] and 0 <= x < fields["x_extent"]
+            return bounds is Bounds.NONE or inside
+
+        left, left_strides = self.place(
+            counts,
+            (0, config.activation_bytes),
+            rows,
+            steps=self.pick([[rows, 2 * rows, 4 * rows], [1, 4, rows], [1, 3, 7]]),
+            exists=exists,
+        )
+        if not -(1 << 19) <= left < 1 << 19:
+            left = 0
+        top, top_strides = self.place(
+            (*counts[:4], rows),
+            (0, config.weight_bytes),
+            columns,
+            steps=self.pick([[columns, rows * columns], [1, columns + 1]]),
+        )
+        total = config.accumulator_total_rows
+        if self.pick([True, True, False]):  # one row for each output tile and activation row
+            inner, strides = self.place(
+                (counts[0], *counts[4:]), (0, total), 1, steps=[1, 1, 2], distinct=True
+            )
+            accumulator, accumulator_strides = inner, (strides[0], 0, 0, 0, *strides[1:])
+        else:
+            accumulator, accumulator_strides = self.place(counts, (0, total), 1, steps=[1, 2])
+        return Matrix(
+            accumulate=self.pick(list(Accumulate)),
+            bounds=bounds,
+            left_zero_point=self.between(-128, 127),
+            counts=counts,
+            left_address=left,
+            left_strides=left_strides,
+            top_address=top,
+            top_strides=(*top_strides[:4], 0, 0, 0),
+            tile_stride=top_strides[4],
+            accumulator_address=accumulator,
+            accumulator_strides=accumulator_strides,
+            **fields,
+        )
+
+    def vector(self) -> Vector:
+        """VECTOR in any of its modes."""
+        config = self.config
+        counts = self.counts((3, 3, 5, 5, 4, 4), 100)
+        outer = counts[:4]
+        fields = self.coordinates(6)
+        bounded = self.pick([0, 1])
+
+        def exists(index: tuple[int, ...]) -> bool:
+            y = fields["y_origin"] + sum(i * s for i, s in zip(index, fields["y_steps"]))
+            x = fields["x_origin"] + sum(i * s for i, s in zip(index, fields["x_steps"]))
+            inside = 0 <= y < fields["y_extent"] and 0 <= x < fields["x_extent"]
+            return not bounded or inside
+
+        sources = [OperandSource.ACTIVATION, OperandSource.ACCUMULATOR]
+        a_source, b_source = self.pick(sources), self.pick(sources)
+        destination = self.pick([Memory.ACTIVATION, Memory.ACCUMULATOR])
+        tail = self.pick([Tail.NONE, Tail.ADD, Tail.MAXIMUM])
+        last_lanes = self.pick([0, 0, self.between(1, config.columns)])
+        a, a_strides = self._operand(a_source, counts, 0, exists)
+        if not -(1 << 19) <= a < 1 << 19:
+            a = 0
+        b, b_strides = self._operand(b_source, outer, 0)
+        wide = destination is Memory.ACCUMULATOR
+        target = OperandSource.ACCUMULATOR if wide else OperandSource.ACTIVATION
+        address, strides = self._operand(target, outer, 1)
+        parameter, parameter_strides = self.place(
+            outer, (0, config.parameter_rows), 1, steps=[1, 2]
+        )
+        bound = self.pick([(-128, 127), (-(1 << 31), (1 << 31) - 1), (-5, 100), (3, 3), (7, -7)])
+        return Vector(
+            counts=counts,
+            head=self.pick([Head.SUM, Head.MAXIMUM]),
+            a_source=a_source,
+            a_address=a,
+            a_strides=a_strides,
+            a_zero_point=self.between(-128, 127),
+            b_source=b_source if tail is not Tail.NONE else OperandSource.NONE,
+            b_address=b,
+            b_strides=(*b_strides, 0, 0),
+            b_zero_point=self.between(-128, 127),
+            destination=destination,
+            address=address,
+            strides=strides,
+            last_lanes=last_lanes,
+            bounded=bounded,
+            parameter_address=parameter,
+            parameter_strides=parameter_strides,
+            use_bias=self.pick([0, 1]),
+            pre_shift=self.pick([0, 0, 0, 7, 31, self.between(0, 31)]),
+            scale_source=self.pick(
+                [ScaleSource.NONE, ScaleSource.PARAMETER, ScaleSource.INSTRUCTION]
+            ),
+            multiplier=self.pick([0, 1 << 30, (1 << 31) - 1, self.between(0, (1 << 31) - 1)]),
+            exponent=self.pick([0, -8, -31, 31, self.between(-31, 31)]),
+            rounding=self.pick([Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN]),
+            tail=tail,
+            zero_point=self.pick([0, self.between(-128, 127), self.between(-32768, 32767)]),
+            clamp_low=bound[0],
+            clamp_high=bound[1],
+            **fields,
+        )
+
+    def _operand(
+        self,
+        source: OperandSource,
+        counts: Sequence[int],
+        half: int,
+        exists: Callable[[tuple[int, ...]], bool] = lambda index: True,
+    ) -> tuple[int, tuple[int, ...]]:
+        columns = self.config.columns
+        if source is OperandSource.ACCUMULATOR:
+            size, width, steps = self.config.accumulator_total_rows, 1, [1, 1, 2, 5]
+        else:
+            size, width = self.config.activation_bytes, columns
+            steps = self.pick([[columns, 2 * columns, 4 * columns], [1, 3, columns]])
+        span = (half * size // 2, (half + 1) * size // 2) if self.apart else (0, size)
+        return self.place(
+            counts, span, width, steps=steps, exists=exists, distinct=self.pick([True, False])
+        )
+
+    # Data ---------------------------------------------------------------------------------------
+
+    def parameter_rows(self) -> bytes:
+        """Content for the whole parameter memory: exponents in the range that is defined."""
+        config, rng = self.config, self.rng
+        data = bytearray()
+        for _ in range(config.parameter_rows):
+            limit = self.pick([1 << 31, 1 << 20, 1 << 8])
+            bias = rng.integers(-limit, limit, config.columns).astype("<i4")
+            multiplier = rng.integers(0, 1 << 31, config.columns).astype("<u4")
+            exponent = rng.integers(-31, self.pick([1, 32]), config.columns).astype(np.int8)
+            row = bias.tobytes() + multiplier.tobytes() + exponent.tobytes()
+            data += row.ljust(config.parameter_row_pitch, b"\0")
+        return bytes(data)
