@@ -18,7 +18,15 @@ from filelock import FileLock, Timeout
 
 from weft_hw.errors import WeftError
 
-__all__ = ["Progress", "cache_directory", "cached", "content_key", "discard", "renewed", "source_hash"]
+__all__ = [
+    "Progress",
+    "cache_directory",
+    "cached",
+    "content_key",
+    "discard",
+    "renewed",
+    "source_hash",
+]
 
 Progress = Callable[[str, float | None], None]
 """Called with what is being done and, if known, how much of it is done (0 to 1)."""

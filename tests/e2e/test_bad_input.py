@@ -1,5 +1,6 @@
 """What a user can get wrong on the command line: one clear line, non-zero exit, no traceback."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -50,7 +51,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "missing input": (["run", "good.weft", "--input", "none.npy"], ["none.npy", "no such"]),
     "input is no array": (["run", "good.weft", "--input", "x.txt"], ["x.txt", ".npy"]),
-    "wrong shape": (["run", "good.weft", "--input", "shape.npy"], ["(3, 9, 8)", "(3, 8, 8)"]),
+    "wrong shape": (["run", "good.weft", "--input", "shape.npy"], ["image", "3x9x8", "3x8x8"]),
     "wrong dtype": (["run", "good.weft", "--input", "dtype.npy"], ["int64", "int8", "float32"]),
     "not a number": (["run", "good.weft", "--input", "nan.npy"], ["nan"]),
     "unknown engine": (
@@ -59,7 +60,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown preset": (["config", "base61"], ["base61", "base16"]),
     "unknown field": (["config", "unknown.json"], ["unknown.json", "rowz", "rows"]),
-    "wrong value": (["verilog", "--config", "wrong.json", "-o", "out"], ["rows", "power of two", "5"]),
+    "wrong value": (
+        ["verilog", "--config", "wrong.json", "-o", "out"],
+        ["rows", "power of two", "5"],
+    ),
     "broken JSON": (["config", "broken.json"], ["broken.json", "JSON"]),
     "trace on functional": (
         ["run", "good.weft", "--input", "x.npy", "--engine", "functional", "--trace", "a.vcd"],
@@ -86,6 +90,71 @@ def test_one_clear_line(
     assert "Traceback" not in error
     for text in expected:
         assert text.lower() in error.lower(), error
+
+
+def bad_models() -> dict[str, tuple[object, tuple[int, ...], list[str]]]:
+    """Networks that cannot be compiled, their input's shape, and what the error must say."""
+    torch = pytest.importorskip("torch", reason='needs pip install "weft[torch]"')
+    nn = torch.nn
+
+    class Sigmoid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 1)
+            self.squash = nn.Sigmoid()
+
+        def forward(self, x):
+            return self.squash(self.first(x))
+
+    return {
+        "unknown op": (Sigmoid(), (1, 3, 8, 8), ["sigmoid", "squash"]),
+        "grouped convolution": (
+            nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)),
+            (1, 4, 8, 8),
+            ["groups", "4"],
+        ),
+        "dilated convolution": (
+            nn.Sequential(nn.Conv2d(4, 4, 3, dilation=2)),
+            (1, 4, 8, 8),
+            ["dilation", "2"],
+        ),
+        "too large": (
+            nn.Sequential(nn.Conv2d(1, 20, 1)),
+            (1, 1, 60, 60),
+            ["bytes of DRAM", "narrow", "65536"],
+        ),
+    }
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "name", ["unknown op", "grouped convolution", "dilated convolution", "too large"]
+)
+def test_a_model_that_cannot_be_compiled(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, shape, expected = bad_models()[name]
+    import torch
+
+    from weft import save_pt2
+    from weft.quantize import quantize
+
+    example = (torch.randn(shape),)
+    path = tmp_path / "model.pt2"
+    save_pt2(quantize(model, example, [example]), path, example)
+    config = tmp_path / "narrow.json"
+    config.write_text(
+        dataclasses.replace(PRESETS["tiny"], name="narrow", address_width=16).to_json()
+    )
+    capsys.readouterr()
+    assert (
+        main(["compile", str(path), "--config", str(config), "-o", str(tmp_path / "out.weft")]) == 1
+    )
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    for text in expected:
+        assert text in error, error
+    assert not (tmp_path / "out.weft").exists()
 
 
 def test_misuse_of_the_command_line_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:

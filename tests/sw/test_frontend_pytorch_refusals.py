@@ -57,7 +57,7 @@ REFUSALS = {
     "unknown": (
         nn.Sequential(nn.ReLU(), nn.Sigmoid()),
         IMAGE,
-        r"^0\.1, node sigmoid \(aten\.sigmoid\.default\): weft has no such operation; it knows adapt",
+        r"^0\.1, node sigmoid \(aten\.sigmoid\.default\): weft has no such operation; it knows",
     ),
     "linear on images": (nn.Linear(6, 3), IMAGE, "works on vectors .* flatten the image"),
     "pool of vectors": (

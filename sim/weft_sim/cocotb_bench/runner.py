@@ -176,7 +176,7 @@ def _write_jobs(directory: Path, config: AcceleratorConfig, jobs: Sequence[Cocot
     described = []
     for index, job in enumerate(jobs):
         arrays = {
-            str(address): np.frombuffer(bytes(memoryview(data)), dtype=np.uint8)
+            str(address): np.frombuffer(bytes(data), dtype=np.uint8)
             for address, data in job.image.items()
         }
         np.savez(directory / f"image{index}.npz", **arrays)  # type: ignore[arg-type]
@@ -186,7 +186,8 @@ def _write_jobs(directory: Path, config: AcceleratorConfig, jobs: Sequence[Cocot
 
 
 def _run_bench(executable: Path, directory: Path) -> None:
-    from cocotb_tools.runner import Verilator, get_results
+    from cocotb_tools.check_results import get_results
+    from cocotb_tools.runner import Verilator
 
     log = directory / "log"
     results = directory / "results.xml"

@@ -176,5 +176,5 @@ async def run_programs(dut: Any) -> None:
             str(position): dram.bytes[address : address + size]
             for position, (address, size) in enumerate(job["read_ranges"])
         }
-        np.savez(directory / f"memory{index}.npz", **memory)
+        np.savez(directory / f"memory{index}.npz", **memory)  # type: ignore[arg-type]
         (directory / f"result{index}.json").write_text(json.dumps(result))
