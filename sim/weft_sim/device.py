@@ -95,7 +95,7 @@ class DeviceFault(WeftError):
 class Device(Protocol):
     """An accelerator with its memory, simulated or real.
 
-    A program that faults raises :class:`DeviceFault`; :meth:`reset` must follow before the next run.
+    A program that faults raises :class:`DeviceFault`; :meth:`reset` must come before the next run.
     """
 
     config: AcceleratorConfig

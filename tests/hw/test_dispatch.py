@@ -1,4 +1,4 @@
-"""Dispatch with engines that take and retire at random, against a model of queues and semaphores."""
+"""Dispatch with engines that take and retire at random, against the stream that they are fed."""
 
 import dataclasses
 import random

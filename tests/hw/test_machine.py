@@ -146,8 +146,19 @@ async def check_done(bench: Bench, ctx, instructions: int) -> None:
     assert await bench.execute(ctx, PROGRAM) == Status.DONE
     assert await bench.read(ctx, "FAULT_CAUSE") == 0
     engines = ("LOAD", "MATRIX", "VECTOR", "STORE")
-    retired = [await bench.read(ctx, f"{engine}_RETIRED") for engine in engines]
-    assert sum(retired) == instructions
+    counts = {
+        (engine, what): await bench.read(ctx, f"{engine}_{what}")
+        for engine in engines
+        for what in ("RETIRED", "BUSY", "WAIT", "STALL")
+    }
+    cycles = await bench.read(ctx, "CYCLES_LOW")
+    assert sum(counts[engine, "RETIRED"] for engine in engines) == instructions
+    for engine in engines:
+        assert 0 < counts[engine, "BUSY"] < cycles
+        assert counts[engine, "STALL"] <= counts[engine, "BUSY"]
+        assert counts[engine, "WAIT"] + counts[engine, "BUSY"] < cycles
+    waits = [counts[engine, "WAIT"] > 0 for engine in engines]
+    assert waits == [False, True, True, True], "each engine but LOAD has something to wait for"
 
 
 def test_end_alone_is_done(bench: Bench) -> None:
@@ -194,6 +205,38 @@ def test_a_program_runs_again_without_reset(bench: Bench, seed: int) -> None:
 
     bench.run(host, dram)
     assert dram.content[OUTPUT : OUTPUT + len(expected)] == expected
+
+
+def test_start_is_ignored_while_busy_and_events_are_pulses(bench: Bench, seed: int) -> None:
+    dram, expected = product_dram(random.Random(seed), product_program(), latency=9)
+    seen = []
+
+    async def host(bench, ctx):
+        machine = bench.machine
+        await bench.write(ctx, "PROGRAM_ADDRESS", PROGRAM)
+        await bench.write(ctx, "CONTROL", 1)
+        again = False
+        while await bench.read(ctx, "STATUS") & Status.BUSY:
+            if not again and ctx.get(machine.event_start) == 0:
+                await bench.write(ctx, "CONTROL", 1)
+                again = True
+        assert again
+        assert not ctx.get(machine.interrupt), "no interrupt is enabled"
+        assert await bench.read(ctx, "INTERRUPT_STATUS") == 1
+        assert [await bench.read(ctx, f"{q}_RETIRED") for q in ("LOAD", "STORE")] == [3, 1]
+        dram.content[OUTPUT : OUTPUT + len(expected)] = bytes(len(expected))
+
+        await bench.write(ctx, "INTERRUPT_STATUS", 1)
+        await bench.write(ctx, "CONTROL", 1)
+        while not await bench.read(ctx, "INTERRUPT_STATUS"):
+            seen.append(ctx.get(machine.event_start) | ctx.get(machine.event_retire) << 4)
+            for _ in range(3):  # a read takes a few cycles; look at each of the others
+                await ctx.tick()
+                seen.append(ctx.get(machine.event_start) | ctx.get(machine.event_retire) << 4)
+
+    bench.run(host, dram)
+    assert dram.content[OUTPUT : OUTPUT + len(expected)] == expected
+    assert any(seen)
 
 
 def faulty_programs() -> dict:

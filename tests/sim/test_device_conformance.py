@@ -175,16 +175,16 @@ def test_program_that_runs_out_of_memory(open_engine):
 
 def test_semaphore_overflow(open_engine):
     """One signal more than a counter holds, and nobody waits."""
-    config = dataclasses.replace(TINY, name="narrow", semaphore_bits=2)
-    device: Device = open_engine(config, 4096)
-    signals = [dataclasses.replace(FILL, signal=1 << 3)] * 4
-    device.write_memory(0, encode(signals[:3]))
-    device.run(0, watchdog=WATCHDOG)
+    device: Device = open_engine(TINY, 16384)
+    limit = (1 << TINY.semaphore_bits) - 1
+    signals = [dataclasses.replace(FILL, signal=1 << 3)] * (limit + 1)
+    device.write_memory(0, encode(signals[:limit]))
+    device.run(0, watchdog=WATCHDOG)  # counters are zero when a program starts
     device.write_memory(0, encode(signals))
     with pytest.raises(DeviceFault) as caught:
         device.run(0, watchdog=WATCHDOG)
     assert (caught.value.cause.name, caught.value.queue) == ("SEMAPHORE_OVERFLOW", Queue.LOAD)
-    assert caught.value.instruction_offset == 3 * FILL.size
+    assert caught.value.instruction_offset == limit * FILL.size
 
 
 def test_first_waiting_queue_is_named(open_engine):

@@ -89,8 +89,8 @@ class AxiPort(wiring.Signature):
 
 
 def constant_axi_fields(config: AcceleratorConfig) -> dict[str, int]:
-    """The fields of :class:`AxiPort` that never change: incrementing bursts of whole beats, ID 0."""
-    constants = {}
+    """Fields of :class:`AxiPort` that never change: incrementing bursts of whole beats, ID 0."""
+    constants: dict[str, int] = {}
     for channel in ("aw", "ar"):
         constants |= {
             f"{channel}id": 0,

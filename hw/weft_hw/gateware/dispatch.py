@@ -28,14 +28,16 @@ class State(enum.Enum, shape=3):
 
 
 class Dispatch(wiring.Component):
-    """Reads words from ``start`` to END, one a cycle, into the queues of their instructions' opcodes.
+    """Reads words from ``start`` to END, one a cycle, into the queues that their opcodes name.
 
     A word that its queue has no room for holds back all that follow. An instruction is presented to
     its engine once its semaphores allow it, see :class:`InstructionQueue`. After END, ``done`` is
     high for one cycle once every queue and engine is empty and fetch is quiet.
 
     Faults of dispatch: ALIGNMENT (program address), FETCH_ERROR (a bus error in a word that was
-    needed, or a program address beyond the bus), BAD_OPCODE. The address is that of the word in DRAM.
+    needed, or a program address beyond the bus), BAD_OPCODE; with the word's address in DRAM.
+
+    The waits and signals of END are not looked at.
 
     Parameters
     ----------

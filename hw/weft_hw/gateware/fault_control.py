@@ -30,16 +30,16 @@ class State(enum.Enum, shape=2):
 class FaultControl(wiring.Component):
     """Latches the first fault, stops the machine, and waits until the bus is quiet.
 
-    Of several faults in one cycle, the engines' come first in order of queues, then dispatch's, then
-    a semaphore's overflow, then the watchdog's. Every cause that is ever reported sets its bit of
-    ``sticky``. From the cycle after the first fault (or ``abort``, which has no cause) ``stop`` is
-    high. ``halted`` follows once no burst has been outstanding for ``SETTLE_CYCLES`` cycles, and
+    Of several faults in one cycle, the engines' come first in order of queues, then dispatch's,
+    then a semaphore's overflow, then the watchdog's. Every cause that is ever reported sets its bit
+    of ``sticky``. From the cycle after the first fault (or ``abort``, which has no cause) ``stop``
+    is high. ``halted`` follows once no burst has been outstanding for ``SETTLE_CYCLES`` cycles, and
     stays high until reset.
 
     The watchdog counts cycles of a running program without progress. When they reach ``limit``
     (0: never) it reports BUS_HUNG if bursts are outstanding, naming the first queue that has some
     and its oldest instruction, else WATCHDOG, naming the first queue whose head waits. A bus
-    that lets nothing through for as long while it drains sets BUS_HUNG's sticky bit, and ``halted``.
+    that lets nothing through for as long while it drains sets BUS_HUNG's sticky bit and ``halted``.
 
     Members
     -------
@@ -102,8 +102,11 @@ class FaultControl(wiring.Component):
         m.d.comb += watchdog.valid.eq(expired & (state == State.RUNNING))
 
         # Lowest priority first: the last assignment wins.
-        sources = [(self.reports[i], i) for i in range(SOURCES)]
-        sources += [(self.overflow, self.overflow_queue), (watchdog, watchdog_queue)]
+        sources = [
+            *((self.reports[i], i) for i in range(SOURCES)),
+            (self.overflow, self.overflow_queue),
+            (watchdog, watchdog_queue),
+        ]
         first_cause = Signal(FaultCause)
         first_queue = Signal(range(SOURCES))
         first_instruction = Signal(32)

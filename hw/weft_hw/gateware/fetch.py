@@ -26,12 +26,12 @@ class Fetch(wiring.Component):
     """Reads beats from ``address`` upwards into a bounded buffer, until ``ended`` or ``stop``.
 
     Bursts end at multiples of ``burst_beats`` beats, so that all but the first are of full length
-    and none crosses 4 KiB. One is issued whenever the buffer has room for it beside those in flight;
-    the buffer holds two. So at most ``buffer_beats`` beats beyond END are read. They are dropped, and
-    so are their errors: an error counts once the word that it hit is taken.
+    and none crosses 4 KiB. One is issued whenever the buffer has room for it beside those in
+    flight; the buffer holds two. So little more than ``buffer_beats`` beats beyond END are read.
+    They are dropped, and so are their errors: one counts once the word that it hit is taken.
 
-    Flow control: R is always ready. ``words`` delivers one word a cycle at most; on a bus wider than
-    a word, this is what bounds the beats a cycle, on others one beat a cycle passes.
+    Flow control: R is always ready. ``words`` delivers at most one word a cycle; on a bus wider
+    than a word this is what bounds the beats a cycle, on others one beat a cycle passes.
 
     Timing: the first request is valid in the cycle after ``start``; a beat is in ``words`` three
     cycles after its transfer.

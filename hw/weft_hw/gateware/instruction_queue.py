@@ -38,8 +38,8 @@ class InstructionQueue(wiring.Component):
     The head takes one word a cycle while the engine works on earlier instructions. An instruction
     shorter than the queue's largest is extended with zeros.
 
-    Timing: a word written to an empty queue reaches the head two cycles later. The complete head asks
-    for its semaphores at once and is presented to the engine in the cycle of the grant.
+    Timing: a word written to an empty queue reaches the head two cycles later. The complete head
+    asks for its semaphores at once and is presented to the engine in the cycle of the grant.
 
     Parameters
     ----------

@@ -18,12 +18,14 @@ __all__ = ["Machine"]
 class Machine(wiring.Component):
     """The top of the design; its registers are :data:`weft_hw.registers.REGISTERS`.
 
-    ``CONTROL.START`` is ignored while STATUS shows BUSY or FAULT. ``CONTROL.SOFT_RESET`` acts at once
-    if no program runs. Otherwise the machine first comes to rest, so that no answer to an old burst
-    can meet a new program; STATUS shows BUSY until then, and a second one does not wait.
+    ``CONTROL.START`` is ignored while STATUS shows BUSY or FAULT. ``CONTROL.SOFT_RESET`` acts at
+    once if no program runs. Otherwise the machine first comes to rest, so that no answer to an old
+    burst can meet a new program; STATUS shows BUSY until then, and a second one does not wait.
 
     A soft reset resets everything but the registers that hold what was written to them; it clears
-    STATUS, INTERRUPT_STATUS, the fault registers and the counters.
+    STATUS, INTERRUPT_STATUS, the fault registers and the counters. After BUS_HUNG, or a second soft
+    reset that did not wait, bursts may still be outstanding: then the bus has to be reset with the
+    machine, or it would take late answers for those to the next program.
 
     Parameters
     ----------

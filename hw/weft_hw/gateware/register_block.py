@@ -29,8 +29,8 @@ class RegisterBlock(wiring.Component):
 
     What a write does follows from the register's access: it sets the value (by byte strobes), acts
     once for each 1 that it writes, clears each bit written as 1, or does nothing. Bits that have no
-    name in a register of flags read as zero. Unknown offsets answer SLVERR, all others OKAY; the two
-    lowest address bits are ignored.
+    name in a register of flags read as zero. Unknown offsets answer SLVERR, all others OKAY; the
+    two lowest address bits are ignored.
 
     Flow control: address and data of a write come in any order, each is accepted at once and held.
     One write and one read are in progress at a time; a response waits until it is taken.
@@ -66,7 +66,7 @@ class RegisterBlock(wiring.Component):
                 continue
             name = register.name.lower()
             read_only = register.access is Access.READ_ONLY
-            members[name] = In(32) if read_only else Out(32, init=register.reset)
+            members[name] = In(32) if read_only else Out(32, init=register.reset)  # type: ignore[call-arg]
             if register.access is Access.WRITE_ONE_CLEARS:
                 members[f"{name}_set"] = In(32)
         super().__init__(members)

@@ -11,7 +11,8 @@ A left row that does not exist reads as z, hence adds nothing.
 
 import itertools
 from collections.abc import Hashable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,33 +128,38 @@ class Weights:
     """The weight tiles of a nest as one float32 matrix; made once for all that multiply by them.
 
     ``matrix`` is [output tile, reduction, column] where each tile has left rows of its own, else
-    [reduction, (output tile, column)]. ``sums`` are those over the reduction, by column.
+    [reduction, (output tile, column)]. ``offsets`` are the zero point times the sums over the
+    reduction, as [output tile, 1, 1, 1, column].
     """
 
     def __init__(self, nest: _Nest, memories: Memories, scratch: Scratch) -> None:
-        config = memories.config
-        top = np.broadcast_to(nest.top, (*nest.counts[:TILE_LOOPS_MATRIX], config.rows))
+        columns = nest.config.columns
+        tiles = nest.counts[0]
+        top = np.broadcast_to(nest.top, (*nest.counts[:TILE_LOOPS_MATRIX], nest.config.rows))
         self.depth = top[0].size
+        shape: tuple[int, ...] = (tiles, self.depth, columns)
         if nest.left_repeats:
             top = np.moveaxis(top, 0, -1)
-            shape: tuple[int, ...] = (self.depth, nest.counts[0] * config.columns)
-        else:
-            shape = (nest.counts[0], self.depth, config.columns)
+            shape = (self.depth, tiles * columns)
+        self._zero_point = nest.instruction.left_zero_point
+        self._gather = ByteGather(memories.weight, top, None, columns)
         self._scratch = scratch
-        self._gather = ByteGather(memories.weight, top, None, config.columns)
+        scratch.reserve("bytes", self._gather.size)
         self.matrix: Float32Array = np.empty(shape, np.float32)
-        self.sums: NDArray[np.int64] = np.empty(0, np.int64)
+        self.offsets: Int32Array = np.zeros((tiles, 1, 1, 1, columns), np.int32)
 
     def refresh(self) -> None:
         """Take the tiles from the weight scratchpad."""
-        tiles = self._scratch.take("bytes", np.int8, self._gather.size)
-        self._gather.read(tiles)
+        tiles = self._scratch.get("bytes", np.int8, (self._gather.size,))
+        self._gather.read(self._gather.target(tiles))
         np.copyto(self.matrix, tiles.reshape(self.matrix.shape))
-        pieces = [
-            self.matrix[..., start : start + EXACT_REDUCTION, :].sum(axis=-2)
-            for start in range(0, self.depth, EXACT_REDUCTION)
-        ]
-        self.sums = np.sum(pieces, axis=0, dtype=np.int64)
+        if not self._zero_point:
+            return
+        total = np.zeros(self.offsets.size, np.int64)
+        for start in range(0, self.depth, EXACT_REDUCTION):
+            piece = self.matrix[..., start : start + EXACT_REDUCTION, :]
+            total += piece.sum(axis=-2).reshape(-1).astype(np.int64)
+        self.offsets.reshape(-1)[:] = (self._zero_point * total).astype(np.int32)
 
 
 class WeightCache:
@@ -170,6 +176,7 @@ class WeightCache:
             instruction.counts[:TILE_LOOPS_MATRIX],
             instruction.top_strides[:TILE_LOOPS_MATRIX],
             instruction.tile_stride,
+            instruction.left_zero_point,
             nest.left_repeats,
         )
         if key in self._weights:
@@ -205,6 +212,17 @@ def prepare_matrix(
     return _TileByTileStep(nest, memories)
 
 
+class _Buffers(NamedTuple):
+    """Where a product is computed: the same scratch space, as each stage wants to see it."""
+
+    units: NDArray[np.int8]  # what the gather writes
+    gathered: NDArray[np.int8]
+    left: Float32Array
+    pieces: list[tuple[Float32Array, Float32Array]]  # factors, cut along the reduction
+    result: Float32Array
+    by_row: Float32Array  # in the order of the accumulator rows
+
+
 class _ProductStep:
     """Each accumulator row is one sum over the whole reduction: one matrix product."""
 
@@ -229,14 +247,10 @@ class _ProductStep:
         self._gather = ByteGather(
             memories.activation, left, exists, nest.config.rows, fill_bytes=FILL_BYTES
         )
-        pixels, depth = i4 * i5 * i6, self._weights.depth
-        self._left_shape: tuple[int, ...] = (pixels, depth)
+        scratch.reserve("bytes", self._gather.size)
+        scratch.reserve("left", self._gather.size)
         columns = nest.config.columns
-        self._result_shape: tuple[int, ...] = (pixels, tiles * columns)
-        if not shared:
-            self._left_shape = (tiles, pixels, depth)
-            self._result_shape = (tiles, pixels, columns)
-        self._shared = shared
+        scratch.reserve("result", tiles * i4 * i5 * i6 * columns)
 
         # The accumulator rows as [output tile, row loops, column].
         rows = memories.accumulator.reshape(-1)
@@ -249,42 +263,48 @@ class _ProductStep:
             columns,
         )
 
+    @cached_property
+    def _buffers(self) -> _Buffers:
+        """Views of the scratch space, made once all instructions have reserved theirs."""
+        scratch, gather, depth = self._scratch, self._gather, self._weights.depth
+        tiles, i4, i5, i6, columns = self._target.shape
+        pixels = i4 * i5 * i6
+        gathered = scratch.get("bytes", np.int8, (gather.size,))
+        if self._nest.left_repeats:
+            left_shape: tuple[int, ...] = (pixels, depth)
+            result = scratch.get("result", np.float32, (pixels, tiles * columns))
+            by_row = result.reshape(i4, i5, i6, tiles, columns).transpose(3, 0, 1, 2, 4)
+        else:
+            left_shape = (tiles, pixels, depth)
+            result = scratch.get("result", np.float32, (tiles, pixels, columns))
+            by_row = result.reshape(self._target.shape)
+        left = scratch.get("left", np.float32, left_shape)
+        matrix = self._weights.matrix
+        pieces = [
+            (left[..., k : k + EXACT_REDUCTION], matrix[..., k : k + EXACT_REDUCTION, :])
+            for k in range(0, depth, EXACT_REDUCTION)
+        ]
+        return _Buffers(
+            gather.target(gathered), gathered.reshape(left_shape), left, pieces, result, by_row
+        )
+
     def execute(self) -> None:
         """Gather, multiply, write or add."""
-        weights = self._weights
         if self._refreshes:
-            weights.refresh()
-        scratch, size = self._scratch, self._gather.size
-        gathered = scratch.take("bytes", np.int8, size)
-        self._gather.read(gathered, self._zero_point)
-        left = scratch.take("left", np.float32, size)
-        np.copyto(left, gathered)
-        result = scratch.take("result", np.float32, self._target.size).reshape(self._result_shape)
-        left = left.reshape(self._left_shape)
+            self._weights.refresh()
+        buffers, target = self._buffers, self._target
+        self._gather.read(buffers.units, self._zero_point)
+        np.copyto(buffers.left, buffers.gathered)
         adds = self._adds
-        depth = weights.depth
-        for start in range(0, depth, EXACT_REDUCTION):
-            if depth <= EXACT_REDUCTION:
-                np.matmul(left, weights.matrix, out=result)
-            else:
-                piece = slice(start, start + EXACT_REDUCTION)
-                np.matmul(left[..., piece], weights.matrix[..., piece, :], out=result)
-            sums = self._by_row(result)
+        for left, matrix in buffers.pieces:
+            np.matmul(left, matrix, out=buffers.result)
             if adds:
-                np.add(self._target, sums.astype(np.int32), out=self._target)
+                np.add(target, buffers.by_row.astype(np.int32), out=target)
             else:
-                np.copyto(self._target, sums, casting="unsafe")  # whole numbers below 2^24
+                np.copyto(target, buffers.by_row, casting="unsafe")  # whole, below 2^24
             adds = True
         if self._zero_point:
-            offsets = (weights.sums * self._zero_point).astype(np.int32)
-            self._target -= offsets.reshape(len(self._target), 1, 1, 1, -1)
-
-    def _by_row(self, result: Float32Array) -> Float32Array:
-        """The product in the order of ``_target``'s axes."""
-        tiles, i4, i5, i6, columns = self._target.shape
-        if not self._shared:
-            return result.reshape(self._target.shape)
-        return result.reshape(i4, i5, i6, tiles, columns).transpose(3, 0, 1, 2, 4)
+            np.subtract(target, self._weights.offsets, out=target)
 
     def accesses(self) -> Sequence[Access]:
         """Reads of both operands, writes of accumulator rows."""

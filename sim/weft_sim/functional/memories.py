@@ -1,5 +1,7 @@
 """The architectural state of the machine as NumPy arrays, and scratch space to compute in."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,17 +57,24 @@ class Memories:
 
 
 class Scratch:
-    """Buffers that instructions share one after the other; each grows to the largest request.
+    """Buffers that instructions use one after the other.
 
-    Fresh pages from the operating system cost more than the arithmetic on them.
+    All that will use a buffer reserve it first, so that it has its final size when it is made. (Fresh
+    pages from the operating system cost more than the arithmetic on them.)
     """
 
     def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
 
-    def take(self, name: str, kind: type[np.generic], size: int) -> NDArray[Any]:
-        """The first ``size`` elements of the buffer of that name; their values are undefined."""
+    def reserve(self, name: str, size: int) -> None:
+        """Announce that ``size`` elements of the buffer of that name will be used."""
+        self._sizes[name] = max(size, self._sizes.get(name, 0))
+
+    def get(self, name: str, kind: type[np.generic], shape: Sequence[int]) -> NDArray[Any]:
+        """The first elements of the buffer, in that shape; their values are undefined."""
+        size = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name] = np.empty(size, kind)
-        return buffer[:size]
+            buffer = self._buffers[name] = np.empty(max(size, self._sizes.get(name, 0)), kind)
+        return buffer[:size].reshape(shape)

@@ -144,9 +144,13 @@ class ByteGather:
         end = phase + (len(memory) - phase) // unit * unit
         self._units = memory[phase:end].reshape(-1, unit)
 
-    def read(self, out: NDArray[np.int8], fill: int = 0) -> None:
-        """Copy into a flat array of ``size`` bytes; reads that do not exist give ``fill``."""
+    def target(self, out: NDArray[np.int8]) -> NDArray[np.int8]:
+        """The view of a flat array of ``size`` bytes that :meth:`read` wants."""
+        return out.reshape(-1, self._unit)
+
+    def read(self, target: NDArray[np.int8], fill: int = 0) -> None:
+        """Copy everything; reads that do not exist give ``fill``."""
         if self._fill is not None:
-            self._fill[:] = fill
+            self._fill.fill(fill)
         # "clip" because "raise" would copy through another buffer; the indexes are in range.
-        np.take(self._units, self._index, axis=0, out=out.reshape(-1, self._unit), mode="clip")
+        self._units.take(self._index, axis=0, out=target, mode="clip")

@@ -19,6 +19,9 @@ TRANSFER_GAP = 8
 TRANSFER_LATENCY = 40
 MATRIX_LATENCY = 15  # besides rows + columns
 
+BESIDE = 0.25
+"""Weight of VECTOR's cycles that should hide behind a convolution."""
+
 
 @dataclass(frozen=True)
 class Where:
@@ -236,6 +239,9 @@ def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
     vectors = tiling.channel_tiles * tiling.rows * tiling.columns
     vector, latency = _vector_cycles(kernel, vectors)
     fetched = Vector.size * (3 if isinstance(kernel.operation, Add) else 1)
+    if not kernel.is_convolution and not where.spilled_inputs and not where.spilled_output:
+        # All but the last tile can run beside the layer before (weft.compiler.overlap).
+        return vector + latency + BESIDE * (tiles - 1) * (vector + latency)
     matrix = store = load = turns = 0.0
     first_load = 0.0
     if kernel.is_convolution:
