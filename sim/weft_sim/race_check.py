@@ -76,15 +76,14 @@ def check_semaphores(entries: Sequence[Entry]) -> None:
     OrderError
         Naming the semaphore and the two instructions that share it wrongly.
     """
-    for use in ("signal", "wait"):
+    for use, verb in (("signal", "signal"), ("wait", "wait for")):
         users: dict[int, Entry] = {}
         for entry in entries:
             for semaphore in numbered(getattr(entry.instruction, use)):
                 first = users.setdefault(semaphore, entry)
                 if first.instruction.queue != entry.instruction.queue:
                     raise OrderError(
-                        f"semaphore {semaphore} has two queues that {use} it: instructions\n"
-                        f"  {first}\n  {entry}"
+                        f"two queues {verb} semaphore {semaphore}:\n  {first}\n  {entry}"
                     )
 
 

@@ -56,7 +56,7 @@ class Port:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """An operation of the network and its part of the instructions, [first, end) in bytes."""
+    """An operation of the network; its instructions lie in [first, end), others may lie between."""
 
     name: str
     op: str

@@ -2,19 +2,25 @@
 
 from typing import Any
 
+import numpy as np
+
 from weft.program import Program
 from weft_hw.instructions import Queue
 from weft_sim.device import RunResult
 
 __all__ = ["Accounting"]
 
+_LAST_TO_FIRST = (Queue.STORE, Queue.LOAD, Queue.VECTOR, Queue.MATRIX)
+_NOBODY = -1
+
 
 class Accounting:
     """Sums over the inputs of one run.
 
-    A layer's cycles are the time from the last retirement of all layers before it to its own last
-    retirement; what comes after the last layer's (END, interrupt) is its own too. So they add up to
-    the total, and what overlaps counts for the earlier layer.
+    Each cycle counts for one layer: the one whose instruction MATRIX is running in it; if MATRIX has
+    none, then VECTOR's, LOAD's or STORE's, in this order; a cycle in which no engine runs anything
+    counts for the layer that runs next. So layers add up to the total although they overlap, and
+    no layer exceeds the array's peak.
 
     Parameters
     ----------
@@ -25,7 +31,7 @@ class Accounting:
     def __init__(self, program: Program, engine: str) -> None:
         self.program = program
         self.engine = engine
-        self._last = self._last_instructions()
+        self._layers = self._layers_by_queue()
         self.begin()
 
     def begin(self) -> None:
@@ -94,28 +100,32 @@ class Accounting:
         elements = self.program.config.rows * self.program.config.columns
         return macs / (cycles * elements) if cycles else 0.0
 
-    def _last_instructions(self) -> list[dict[Queue, int]]:
-        """For each layer the number, within its queue, of the last instruction in each queue."""
-        last: list[dict[Queue, int]] = [{} for _ in self.program.layers]
-        counts = dict.fromkeys(Queue, 0)
+    def _layers_by_queue(self) -> dict[Queue, list[int]]:
+        """For each queue the layer of each of its instructions, in order."""
+        layers: dict[Queue, list[int]] = {queue: [] for queue in Queue}
         for symbol, (_, instruction) in zip(
             self.program.symbols, self.program.decoded, strict=False
         ):
-            if instruction.queue is None:
-                continue
-            last[symbol.layer][instruction.queue] = counts[instruction.queue]
-            counts[instruction.queue] += 1
-        return last
+            if instruction.queue is not None:
+                layers[instruction.queue].append(symbol.layer)
+        return layers
 
     def _cycles_by_layer(self, result: RunResult) -> list[int] | None:
         if result.events is None or result.cycles is None:
             return None
-        cycles, before = [], 0
-        for numbers in self._last:
-            retired = [int(result.events[queue].retires[n]) for queue, n in numbers.items()]
-            end = max([before, *retired])
-            cycles.append(end - before)
-            before = end
-        if cycles:
-            cycles[-1] += result.cycles - before
-        return cycles
+        owner = np.full(result.cycles, _NOBODY, dtype=np.int32)
+        for queue in _LAST_TO_FIRST:
+            events = result.events[queue]
+            before = 0
+            for layer, start, retire in zip(
+                self._layers[queue], events.starts.tolist(), events.retires.tolist(), strict=True
+            ):
+                # An engine overlaps an instruction's start with its predecessor's end.
+                owner[max(start, before) : retire] = layer
+                before = retire
+        owned = np.flatnonzero(owner != _NOBODY)
+        if not len(owned):
+            return None
+        following = np.searchsorted(owned, np.arange(result.cycles))
+        owner = owner[owned[np.minimum(following, len(owned) - 1)]]
+        return np.bincount(owner, minlength=len(self.program.layers)).tolist()

@@ -47,15 +47,18 @@ class Bench:
         self._dram = Dram(bytearray())
         self._rng = random.Random(0)
         self._used = False
+        self.starts, self.retirements = [0] * 4, [0] * 4  # event pulses, by queue
         self.simulator = Simulator(self.machine)
         self.simulator.add_clock(1e-6)
         self.simulator.add_testbench(self._run_host)
         self.simulator.add_testbench(self._serve_reads, background=True)
         self.simulator.add_testbench(self._serve_writes, background=True)
+        self.simulator.add_testbench(self._count_events, background=True)
 
     def run(self, host: Callable, dram: Dram, seed: object = 0) -> None:
         """Run ``await host(self, ctx)`` to its end."""
         self._host, self._dram, self._rng = host, dram, random.Random(f"{seed}")
+        self.starts, self.retirements = [0] * 4, [0] * 4
         if self._used:
             self.simulator.reset()
         self._used = True
@@ -111,6 +114,14 @@ class Bench:
         await self.write(ctx, "INTERRUPT_STATUS", await self.read(ctx, "INTERRUPT_STATUS"))
         assert not ctx.get(self.machine.interrupt)
         return status
+
+    async def _count_events(self, ctx) -> None:
+        machine = self.machine
+        events = ctx.tick().sample(machine.event_start, machine.event_retire)
+        async for _, _, started, retired in events:
+            for queue in range(4):
+                self.starts[queue] += started >> queue & 1
+                self.retirements[queue] += retired >> queue & 1
 
     # The memory ----------------------------------------------------------------------------------
 

@@ -63,6 +63,8 @@ class Bench:
         self.order: list[tuple[str, Queue, int]] = []  # what started and retired, in time
         self.word_cycles: list[int] = []
         self.errors: set[int] = set()
+        self.retire_chance = 0.2 + pace / 2
+        self.most_inside = 0
         self.simulator = Simulator(self.dut)
         self.simulator.add_clock(1e-6)
         self.simulator.add_testbench(self._feed, background=True)
@@ -96,8 +98,8 @@ class Bench:
             inside: deque[int] = deque()
             refused = None
             while True:
-                ready = len(inside) < IN_FLIGHT and self.rng.random() < self.pace
-                retire = bool(inside) and self.rng.random() < 0.2 + self.pace / 2
+                ready = self.rng.random() < self.pace  # dispatch bounds what is inside
+                retire = bool(inside) and self.rng.random() < self.retire_chance
                 ctx.set(port.instruction.ready, ready)
                 ctx.set(port.retire, retire)
                 ctx.set(port.busy, bool(inside))
@@ -113,6 +115,7 @@ class Bench:
                     self.order.append(("retire", queue, inside.popleft()))
                 if valid and ready:
                     inside.append(offset)
+                    self.most_inside = max(self.most_inside, len(inside))
                     self.taken[queue].append((fields.to_bytes(PORT_BYTES[queue], "little"), offset))
                     self.order.append(("start", queue, offset))
 
@@ -202,6 +205,25 @@ def test_a_word_a_cycle_while_there_is_room(seed: int) -> None:
     bench.run(process)
     steps = [b - a for a, b in zip(bench.word_cycles, bench.word_cycles[1:])]
     assert set(steps) == {1}
+
+
+def test_an_engine_that_takes_everything_is_given_a_bounded_number(seed: int) -> None:
+    program = [Load(signal=1 << (i % 4)) for i in range(40)]
+    data = b"".join(i.encode() for i in [*program, End()])
+    bench = Bench(PRESETS["base16"], data, random.Random(seed), pace=1.0)
+    bench.retire_chance = 0.05
+    dut = bench.dut
+
+    async def process(ctx):
+        ctx.set(dut.start, 1)
+        await ctx.tick()
+        ctx.set(dut.start, 0)
+        await ctx.tick().until(dut.done)
+
+    bench.run(process)
+    assert bench.most_inside == IN_FLIGHT
+    assert [offset for _, offset in bench.taken[Queue.LOAD]] == list(range(0, 40 * 48, 48))
+    assert sum(what == "retire" for what, _, _ in bench.order) == 40
 
 
 def faulted(bench: Bench, cycles: int = 200) -> list[tuple[int, int, int]]:

@@ -194,10 +194,10 @@ def test_program_must_not_be_overwritten():
 
 def test_semaphores_have_one_queue_at_each_end():
     load = Load(extent=0, signal=1)
-    with pytest.raises(OrderError, match="semaphore 0 has two queues that signal it"):
+    with pytest.raises(OrderError, match="two queues signal semaphore 0"):
         run([load, Matrix(tile_stride=4, left_address=64, signal=1)])
     waits = Matrix(tile_stride=4, left_address=64, wait=1)
-    with pytest.raises(OrderError, match="semaphore 0 has two queues that wait it"):
+    with pytest.raises(OrderError, match="two queues wait for semaphore 0"):
         run([load, load, waits, Store(dram_address=4096, address=32, extent=1, wait=1)])
 
 
@@ -214,7 +214,6 @@ def test_random_programs_against_all_pairs(number: int, rng: np.random.Generator
     random = RandomInstructions(TINY, rng, (0, 64))
     stream = serialized([random.draw() for _ in range(7)])
     position = int(rng.integers(1, len(stream)))
-    semaphores = stream[position].wait
     stream[position] = dataclasses.replace(stream[position], wait=0)
     expected = _has_race(stream)
     try:
@@ -223,7 +222,7 @@ def test_random_programs_against_all_pairs(number: int, rng: np.random.Generator
     except OrderError as error:
         assert "no chain of semaphores" in str(error)
         found = True
-    assert found == expected, semaphores
+    assert found == expected
 
 
 def _has_race(stream: list[Instruction]) -> bool:

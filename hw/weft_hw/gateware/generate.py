@@ -9,6 +9,7 @@ from amaranth.back import verilog as amaranth_verilog
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.machine import Machine
+from weft_hw.gateware.memory_text import tidy_memories
 from weft_hw.instructions import INSTRUCTIONS, WORD_BYTES, Queue
 from weft_hw.registers import DISPATCH_QUEUE, MACHINE_ID, REGISTERS, FaultCause
 
@@ -30,7 +31,7 @@ def verilog(config: AcceleratorConfig) -> str:
         text: str = amaranth_verilog.convert(
             Machine(config), name=TOP_MODULE, emit_src=False, strip_internal_attrs=True
         )
-        return text
+        return tidy_memories(text)
     finally:
         if previous is None:
             del os.environ["AMARANTH_USE_YOSYS"]

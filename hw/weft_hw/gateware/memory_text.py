@@ -1,17 +1,15 @@
-"""Rewrites how generated Verilog spells memories, for simulators: same behaviour, fewer steps."""
+"""Tidies how generated Verilog spells memories: same behaviour, fewer steps for simulators."""
 
 import re
 
-__all__ = ["fast_memories"]
+__all__ = ["tidy_memories"]
 
 _INITIAL = re.compile(
     r"  initial begin\n"
     r"(?P<rows>    (?P<name>\w+)\[0\] = \d+'[hd]0+;\n(?:    (?P=name)\[\d+\] = \d+'[hd]0+;\n)*)"
     r"  end\n"
 )
-_LANE_WRITE = re.compile(
-    r"    if \(([^\n]+)\)\n      (\w+)\[([^\n]+)\]\[(\d+):(\d+)\] <= ([^\n]+);\n"
-)
+_LANE = re.compile(r"    if \(([^\n]+)\)\n      (\w+\[[^\n]+\])\[\d+:\d+\] <= [^\n]+;\n")
 _WRITE_PORT = re.compile(
     r"  always @\(posedge (?P<clock>\w+)\) begin\n"
     r"(?P<lanes>(?:    if \([^\n]+\)\n      \w+\[[^\n]+\]\[\d+:\d+\] <= [^\n]+;\n){2,})"
@@ -29,35 +27,29 @@ def _initial_loop(match: re.Match[str]) -> str:
     )
 
 
-def _masked_write(match: re.Match[str]) -> str:
-    lanes = _LANE_WRITE.findall(match["lanes"])
-    memory, address = lanes[0][1], lanes[0][2]
-    lanes.sort(key=lambda lane: -int(lane[3]))
-    following = [int(lane[4]) - 1 for lane in lanes]
-    whole = following[-1] == -1 and [int(lane[3]) for lane in lanes[1:]] == following[:-1]
-    if not whole or any(lane[1:3] != (memory, address) for lane in lanes):
-        return match[0]  # more than one port, or bits that no lane writes
-    mask = ", ".join(f"{{{int(high) - int(low) + 1}{{{e}}}}}" for e, _, _, high, low, _ in lanes)
-    data = ", ".join(lane[5] for lane in lanes)
-    enabled = " | ".join(lane[0] for lane in lanes)
+def _guarded_write(match: re.Match[str]) -> str:
+    lanes = _LANE.findall(match["lanes"])
+    if len({row for _, row in lanes}) != 1:
+        return match[0]  # more than one port
+    enabled = " | ".join(enable for enable, _ in lanes)
     return (
-        f"  always @(posedge {match['clock']})\n"
-        f"    if ({enabled})\n"
-        f"      {memory}[{address}] <= ({memory}[{address}] & ~{{ {mask} }})\n"
-        f"        | ({{ {data} }} & {{ {mask} }});\n"
+        f"  always @(posedge {match['clock']}) begin\n"
+        f"    if ({enabled}) begin\n"
+        f"{match['lanes']}"
+        "    end\n"
+        "  end\n"
     )
 
 
-def fast_memories(verilog: str) -> str:
+def tidy_memories(verilog: str) -> str:
     """The same design with memories written so that a compiled simulator does less.
 
     * A write port with an enable a byte is one statement a byte in what Yosys writes, and a
-      simulator takes time for each in every cycle. Here it is one masked write of the whole row,
-      skipped if no byte is enabled. (Not for synthesis: tools infer byte enables from the
-      original.)
+      simulator takes time for each in every cycle. Here they stand under one condition, that any
+      byte is enabled, so that an idle port costs one step. Byte enables are inferred as before.
     * A memory that starts with zeros is one assignment a row. Here it is a loop, which compiles in
       a fraction of the time.
 
     What does not look exactly like Yosys's output for these two stays as it is.
     """
-    return _WRITE_PORT.sub(_masked_write, _INITIAL.sub(_initial_loop, verilog))
+    return _WRITE_PORT.sub(_guarded_write, _INITIAL.sub(_initial_loop, verilog))

@@ -10,7 +10,7 @@ A left row that does not exist reads as z, hence adds nothing.
 """
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from weft_hw.instructions import TILE_LOOPS_MATRIX, Accumulate, Bounds, Matrix
 from weft_hw.registers import FaultCause
+from weft_sim.functional.loaded import LoadedCache
 from weft_sim.functional.memories import FILL_BYTES, Memories, Scratch
 from weft_sim.functional.nests import (
     Addresses,
@@ -33,7 +34,7 @@ from weft_sim.functional.nests import (
 from weft_sim.functional.step import Faulted, Step
 from weft_sim.race_check import Access, Space
 
-__all__ = ["WeightCache", "prepare_matrix"]
+__all__ = ["Weights", "prepare_matrix"]
 
 EXACT_REDUCTION = 1024
 
@@ -74,7 +75,7 @@ class _Nest:
             left_bad = left_bad & self.exists
         row_bad = (self.accumulator < 0) | (self.accumulator >= config.accumulator_total_rows)
         top_bad = (self.top < 0) | (self.top + config.columns > config.weight_bytes)
-        tile_bad = top_bad.any(axis=-1)
+        tile_bad: NDArray[np.bool_] = np.any(top_bad, axis=-1)
         if not (left_bad.any() or row_bad.any() or tile_bad.any()):
             return
         inner = (1,) * (len(counts) - TILE_LOOPS_MATRIX)
@@ -142,7 +143,7 @@ class Weights:
             top = np.moveaxis(top, 0, -1)
             shape = (self.depth, tiles * columns)
         self._zero_point = nest.instruction.left_zero_point
-        self._gather = ByteGather(memories.weight, top, None, columns)
+        self._gather = ByteGather(memories.weight, top, None, columns, pool=scratch.indexes)
         self._scratch = scratch
         scratch.reserve("bytes", self._gather.size)
         self.matrix: Float32Array = np.empty(shape, np.float32)
@@ -162,48 +163,24 @@ class Weights:
         self.offsets.reshape(-1)[:] = (self._zero_point * total).astype(np.int32)
 
 
-class WeightCache:
-    """Shares :class:`Weights` between instructions, as long as nothing is loaded over them."""
-
-    def __init__(self) -> None:
-        self._weights: dict[Hashable, tuple[Weights, Access]] = {}
-
-    def get(self, nest: _Nest, memories: Memories, scratch: Scratch) -> tuple[Weights, bool]:
-        """The weights of a nest, and whether they are new and must be refreshed in each run."""
-        instruction = nest.instruction
-        key = (
-            instruction.top_address,
-            instruction.counts[:TILE_LOOPS_MATRIX],
-            instruction.top_strides[:TILE_LOOPS_MATRIX],
-            instruction.tile_stride,
-            instruction.left_zero_point,
-            nest.left_repeats,
-        )
-        if key in self._weights:
-            return self._weights[key][0], False
-        weights = Weights(nest, memories, scratch)
-        read = access(Space.WEIGHT, nest.top, memories.config.columns, write=False)
-        self._weights[key] = weights, read
-        return weights, True
-
-    def loaded(self, accesses: Sequence[Access]) -> None:
-        """Forget the weights that a LOAD changes."""
-        for written in accesses:
-            if written.space is not Space.WEIGHT:
-                continue
-            for key, (_, read) in list(self._weights.items()):
-                if _meet(written, read):
-                    del self._weights[key]
-
-
-def _meet(first: Access, second: Access) -> bool:
-    behind = np.searchsorted(second.ends, first.starts, side="right")  # first one not left of it
-    inside = behind < len(second.starts)
-    return bool((second.starts[behind[inside]] < first.ends[inside]).any())
+def _shared_weights(
+    nest: _Nest, memories: Memories, scratch: Scratch, cache: LoadedCache[Weights]
+) -> tuple[Weights, bool]:
+    instruction = nest.instruction
+    key = (
+        instruction.top_address,
+        instruction.counts[:TILE_LOOPS_MATRIX],
+        instruction.top_strides[:TILE_LOOPS_MATRIX],
+        instruction.tile_stride,
+        instruction.left_zero_point,
+        nest.left_repeats,
+    )
+    read = access(Space.WEIGHT, nest.top, nest.config.columns, write=False)
+    return cache.get(key, read, lambda: Weights(nest, memories, scratch))
 
 
 def prepare_matrix(
-    instruction: Matrix, memories: Memories, scratch: Scratch, cache: WeightCache
+    instruction: Matrix, memories: Memories, scratch: Scratch, cache: LoadedCache[Weights]
 ) -> Step:
     """The fastest step that executes a MATRIX exactly."""
     nest = _Nest(instruction, memories)
@@ -227,13 +204,13 @@ class _ProductStep:
     """Each accumulator row is one sum over the whole reduction: one matrix product."""
 
     def __init__(
-        self, nest: _Nest, memories: Memories, scratch: Scratch, cache: WeightCache
+        self, nest: _Nest, memories: Memories, scratch: Scratch, cache: LoadedCache[Weights]
     ) -> None:
         self._nest, self._scratch = nest, scratch
         instruction = nest.instruction
         tiles, *reduction, i4, i5, i6 = nest.counts
         shared = nest.left_repeats
-        self._weights, self._refreshes = cache.get(nest, memories, scratch)
+        self._weights, self._refreshes = _shared_weights(nest, memories, scratch, cache)
         self._zero_point = instruction.left_zero_point
         self._adds = instruction.accumulate is Accumulate.ALWAYS_ADD
 
@@ -245,7 +222,12 @@ class _ProductStep:
         if nest.exists is not None:
             exists = np.broadcast_to(nest.exists, shape).transpose(order)
         self._gather = ByteGather(
-            memories.activation, left, exists, nest.config.rows, fill_bytes=FILL_BYTES
+            memories.activation,
+            left,
+            exists,
+            nest.config.rows,
+            fill_bytes=FILL_BYTES,
+            pool=scratch.indexes,
         )
         scratch.reserve("bytes", self._gather.size)
         scratch.reserve("left", self._gather.size)

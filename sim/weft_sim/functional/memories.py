@@ -57,13 +57,19 @@ class Memories:
 
 
 class Scratch:
-    """Buffers that instructions use one after the other.
+    """Buffers that instructions use one after the other, and index arrays that they share.
 
-    All that will use a buffer reserve it first, so that it has its final size when it is made. (Fresh
-    pages from the operating system cost more than the arithmetic on them.)
+    All that will use a buffer reserve it first, so that it has its final size when it is made.
+    (Fresh pages from the operating system cost more than the arithmetic on them.)
+
+    Attributes
+    ----------
+    indexes : dict
+        See :class:`weft_sim.functional.nests.ByteGather`.
     """
 
     def __init__(self) -> None:
+        self.indexes: dict[bytes, NDArray[np.intp]] = {}
         self._sizes: dict[str, int] = {}
         self._buffers: dict[str, NDArray[Any]] = {}
 

@@ -12,6 +12,7 @@ from weft_sim.race_check import Access, Space
 __all__ = [
     "Addresses",
     "ByteGather",
+    "IndexPool",
     "access",
     "affine",
     "disjoint",
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 Addresses = NDArray[np.int64]
+
+IndexPool = dict[bytes, NDArray[np.intp]]
 
 MOST_TRIPS = 1 << 26
 """Trips of one nest that are expanded into arrays; more would not fit the host's memory."""
@@ -117,6 +120,9 @@ class ByteGather:
     width : int
         A power of two.
     fill_bytes : int
+        At least twice the width, unless all exist.
+    pool : dict
+        Index arrays, which gathers of the same pattern share whatever address they begin at.
     """
 
     def __init__(
@@ -125,24 +131,26 @@ class ByteGather:
         addresses: Addresses,
         exists: NDArray[np.bool_] | None,
         width: int,
+        *,
         fill_bytes: int = 0,
+        pool: IndexPool,
     ) -> None:
         self.size = addresses.size * width
-        size = len(memory) - fill_bytes
-        self._fill = memory[size:] if exists is not None else None
+        self._fill = memory[len(memory) - fill_bytes :] if exists is not None else None
         read = addresses if exists is None else addresses[exists]
-        origin = int(read.flat[0]) if read.size else 0
-        varying = int(np.bitwise_or.reduce(read ^ origin, axis=None)) if read.size else 0
+        first = int(read.min()) if read.size else 0
+        varying = int(np.bitwise_or.reduce(read - first, axis=None)) if read.size else 0
         self._unit = unit = min(width, varying & -varying or width)
-        phase = origin % unit
-        if exists is not None:
-            addresses = np.where(exists, addresses, size + (phase - size) % unit)
-        index = (addresses - phase) // unit
+        index = (addresses - first) // unit
         if unit < width:
             index = index[..., np.newaxis] + np.arange(width // unit)
-        self._index = np.ascontiguousarray(index, np.intp).ravel()
-        end = phase + (len(memory) - phase) // unit * unit
-        self._units = memory[phase:end].reshape(-1, unit)
+        if exists is not None:
+            absent = ~exists if unit == width else ~exists[..., np.newaxis]
+            index = np.where(absent, -1, index)  # the last unit: it lies in the fill
+        index = np.ascontiguousarray(index, np.intp).ravel()
+        self._index = pool.setdefault(index.tobytes(), index)
+        end = first + (len(memory) - first) // unit * unit
+        self._units = memory[first:end].reshape(-1, unit)
 
     def target(self, out: NDArray[np.int8]) -> NDArray[np.int8]:
         """The view of a flat array of ``size`` bytes that :meth:`read` wants."""
@@ -152,5 +160,5 @@ class ByteGather:
         """Copy everything; reads that do not exist give ``fill``."""
         if self._fill is not None:
             self._fill.fill(fill)
-        # "clip" because "raise" would copy through another buffer; the indexes are in range.
-        self._units.take(self._index, axis=0, out=target, mode="clip")
+        # "wrap" because "raise" would copy through another buffer; of the indexes only -1 wraps.
+        self._units.take(self._index, axis=0, out=target, mode="wrap")

@@ -21,12 +21,14 @@ from weft_hw.instructions import (
 )
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause
 from weft_sim.device import DeviceFault
-from weft_sim.functional.matrix import WeightCache, prepare_matrix
+from weft_sim.functional.blas import one_thread
+from weft_sim.functional.loaded import LoadedCache
+from weft_sim.functional.matrix import Weights, prepare_matrix
 from weft_sim.functional.memories import Memories, Scratch
 from weft_sim.functional.semaphores import SerialSemaphores, first_waiting
 from weft_sim.functional.step import Faulted, Step
 from weft_sim.functional.transfers import LoadStep, StoreStep
-from weft_sim.functional.vector import VectorStep
+from weft_sim.functional.vector import ParameterRows, VectorStep
 from weft_sim.race_check import Entry, check_order
 
 __all__ = ["PreparedProgram", "prepare"]
@@ -74,8 +76,9 @@ class PreparedProgram:
         ------
         DeviceFault
         """
-        for step in self.steps:
-            step.execute()
+        with one_thread():
+            for step in self.steps:
+                step.execute()
         if self.fault is not None:
             raise self.fault.error()
 
@@ -161,7 +164,8 @@ class _Preparation:
 
     def __init__(self, memories: Memories, scratch: Scratch) -> None:
         self._memories, self._scratch = memories, scratch
-        self._weights = WeightCache()
+        self._weights: LoadedCache[Weights] = LoadedCache()
+        self._parameters: LoadedCache[ParameterRows] = LoadedCache()
 
     def step(self, instruction: Instruction) -> Step:
         """The step of an instruction.
@@ -185,12 +189,14 @@ class _Preparation:
         match instruction:
             case Load():
                 load = LoadStep(instruction, self._memories)
-                self._weights.loaded(load.accesses())
+                accesses = load.accesses()
+                self._weights.loaded(accesses)
+                self._parameters.loaded(accesses)
                 return load
             case Store():
                 return StoreStep(instruction, self._memories)
             case Matrix():
                 return prepare_matrix(instruction, self._memories, self._scratch, self._weights)
             case Vector():
-                return VectorStep(instruction, self._memories, self._scratch)
+                return VectorStep(instruction, self._memories, self._scratch, self._parameters)
         raise AssertionError(instruction)

@@ -51,6 +51,7 @@ class Scaling:
         self._saturates = grows and not self._two_step
         shifts = self._shift > 0
         self._half: Int64Array = (np.int64(1) << self._shift) >> 1
+        self._always_shifts = bool(shifts.all())
         self._ones: Int64Array = shifts.astype(np.int64)
         if self._to_even:
             self._half -= self._ones
@@ -71,7 +72,8 @@ class Scaling:
             work += 1 << 30
             work >>= 31
             np.right_shift(work, 63, out=other)  # -1 for negative ones
-            other &= -self._ones
+            if not self._always_shifts:
+                other &= -self._ones
             work += other
         elif self._to_even:
             np.right_shift(work, self._shift, out=other)

@@ -1,19 +1,22 @@
 """VECTOR, prepared: all output vectors of an instruction at once, in int32 that wraps."""
 
+import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weft_hw.instructions import Head, ScaleSource, Tail, Vector
+from weft_sim.functional.loaded import LoadedCache
 from weft_sim.functional.memories import FILL_BYTES, Memories, Scratch
 from weft_sim.functional.nests import Addresses, ByteGather, disjoint, strided
 from weft_sim.functional.scaling import Scaling
 from weft_sim.functional.vector_nest import VectorNest
 from weft_sim.race_check import Access
 
-__all__ = ["VectorStep"]
+__all__ = ["ParameterRows", "VectorStep"]
 
 Int32Array = NDArray[np.int32]
 INT8, INT32 = np.iinfo(np.int8), np.iinfo(np.int32)
@@ -22,18 +25,25 @@ INT8, INT32 = np.iinfo(np.int8), np.iinfo(np.int32)
 class VectorStep:
     """VECTOR on arrays of shape (four outer loops, columns)."""
 
-    def __init__(self, instruction: Vector, memories: Memories, scratch: Scratch) -> None:
-        self._instruction, self._memories, self._scratch = instruction, memories, scratch
+    def __init__(
+        self,
+        instruction: Vector,
+        memories: Memories,
+        scratch: Scratch,
+        cache: LoadedCache["ParameterRows"],
+    ) -> None:
+        self._instruction, self._scratch = instruction, scratch
         self._nest = nest = VectorNest(instruction, memories)
-        self._shape = (*nest.outer, nest.config.columns)
+        self._shape = shape = (*nest.outer, nest.config.columns)
         self._head = _head(nest, memories, scratch)
         self._b = None
         if nest.b_used:
-            self._b = _view(
-                memories, nest.b_wide, instruction.b_address, instruction.b_strides, self._shape
-            )
+            address, strides = instruction.b_address, instruction.b_strides
+            self._b = _view(memories, nest.b_wide, address, strides, shape)
         self._results = _Results(nest, memories)
-        self._parameters = _ParameterRows(nest, memories) if nest.parameter_used else None
+        self._parameters, self._refreshes = None, False
+        if nest.parameter_used:
+            self._parameters, self._refreshes = _shared_parameters(nest, memories, cache)
         self._scaling = None
         if instruction.scale_source is ScaleSource.INSTRUCTION:
             self._scaling = Scaling(
@@ -41,16 +51,28 @@ class VectorStep:
                 np.array(instruction.exponent),
                 instruction.rounding,
             )
+        scratch.reserve("value", math.prod(shape))
+        if instruction.scale_source is not ScaleSource.NONE:
+            scratch.reserve("work", math.prod(shape))
+            scratch.reserve("other", math.prod(shape))
+
+    @cached_property
+    def _value(self) -> Int32Array:
+        return self._scratch.get("value", np.int32, self._shape)
+
+    @cached_property
+    def _work(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        work = self._scratch.get("work", np.int64, self._shape)
+        return work, self._scratch.get("other", np.int64, self._shape)
 
     def execute(self) -> None:
         """Reduce, scale, combine, clamp, write."""
-        instruction, scratch = self._instruction, self._scratch
-        size = int(np.prod(self._shape))
-        value: Int32Array = scratch.take("value", np.int32, size).reshape(self._shape)
+        instruction, value, parameters = self._instruction, self._value, self._parameters
+        if self._refreshes and parameters is not None:
+            parameters.refresh()
         self._head.read(value)
-        if instruction.use_bias:
-            assert self._parameters is not None
-            value += self._parameters.bias()
+        if instruction.use_bias and parameters is not None:
+            np.add(value, parameters.bias, out=value)
         if instruction.pre_shift:
             bits = value.view(np.uint32)
             bits <<= np.uint32(instruction.pre_shift)
@@ -58,34 +80,61 @@ class VectorStep:
         if self._b is not None:
             self._combine(value, self._b)
         if instruction.zero_point:
-            value += np.int32(instruction.zero_point)
-        if instruction.clamp_low > INT32.min or instruction.clamp_high < INT32.max:
-            np.clip(value, instruction.clamp_low, instruction.clamp_high, out=value)
+            np.add(value, instruction.zero_point, out=value)
+        # Not np.clip, which takes five times as long for small arrays.
+        if instruction.clamp_low > INT32.min:
+            np.maximum(value, instruction.clamp_low, out=value)
+        if instruction.clamp_high < INT32.max:
+            np.minimum(value, instruction.clamp_high, out=value)
         self._results.write(value)
 
     def _scale(self, value: Int32Array) -> None:
         scaling = self._scaling
-        if self._instruction.scale_source is ScaleSource.PARAMETER:
-            assert self._parameters is not None
-            scaling = self._parameters.scaling(self._instruction)
-        if scaling is None:
-            return
-        work = self._scratch.take("work", np.int64, value.size).reshape(self._shape)
-        other = self._scratch.take("other", np.int64, value.size).reshape(self._shape)
-        np.copyto(value, scaling.apply(value, work, other), casting="unsafe")
+        if self._instruction.scale_source is ScaleSource.PARAMETER and self._parameters:
+            scaling = self._parameters.scaling
+        if scaling is not None:
+            np.copyto(value, scaling.apply(value, *self._work), casting="unsafe")
 
     def _combine(self, value: Int32Array, b: NDArray[Any]) -> None:
         zero_point = 0 if self._nest.b_wide else self._instruction.b_zero_point
         if zero_point:
             b = np.subtract(b, zero_point, dtype=np.int32)
         if self._instruction.tail is Tail.ADD:
-            value += b
+            np.add(value, b, out=value)
         else:
             np.maximum(value, b, out=value)
 
     def accesses(self) -> Sequence[Access]:
         """Reads of operands and parameters, writes of results."""
         return self._nest.accesses()
+
+
+class ParameterRows:
+    """Bias and scale of every vector, from the parameter memory.
+
+    They are shared between instructions of the same rows and rounding.
+    """
+
+    def __init__(self, nest: VectorNest, memories: Memories) -> None:
+        self._memories = memories
+        self._rows = nest.parameter  # (outer loops); usually of length 1 in all but the first
+        self._rounding = nest.instruction.rounding
+        self.bias: Int32Array = np.empty(0, np.int32)
+        self.scaling: Scaling | None = None
+
+    def refresh(self) -> None:
+        """Take what the memory holds now."""
+        memories, rows = self._memories, self._rows
+        self.bias = memories.bias[rows]
+        multiplier = memories.multiplier[rows] & np.uint32(0x7FFFFFFF)
+        self.scaling = Scaling(multiplier, memories.exponent[rows], self._rounding)
+
+
+def _shared_parameters(
+    nest: VectorNest, memories: Memories, cache: LoadedCache[ParameterRows]
+) -> tuple[ParameterRows, bool]:
+    key = nest.parameter.tobytes(), nest.parameter.shape, nest.instruction.rounding
+    return cache.get(key, nest.parameter_access, lambda: ParameterRows(nest, memories))
 
 
 def _view(
@@ -149,52 +198,39 @@ class _Window:
         if nest.a_wide:
             rows = a if exists is None else np.where(exists, a, len(memories.accumulator) - 1)
             self._rows: Addresses = np.ascontiguousarray(rows, np.intp).ravel()
+            scratch.reserve("elements", a.size * nest.config.columns)
         else:
+            scratch.reserve("bytes", a.size * nest.config.columns)
             self._gather = ByteGather(
-                memories.activation, a, exists, nest.config.columns, fill_bytes=FILL_BYTES
+                memories.activation,
+                a,
+                exists,
+                nest.config.columns,
+                fill_bytes=FILL_BYTES,
+                pool=scratch.indexes,
             )
 
     def read(self, out: Int32Array) -> None:
         """Put the reduction into ``out``."""
-        size = self._elements * self._length
+        shape = (self._elements, self._length)
         if self._wide:
             accumulator = self._memories.accumulator
             accumulator[-1] = INT32.min if self._maximum else 0
-            elements = self._scratch.take("elements", np.int32, size)
-            columns = accumulator.shape[1]
-            np.take(accumulator, self._rows, axis=0, out=elements.reshape(-1, columns), mode="clip")
+            elements = self._scratch.get("elements", np.int32, shape)
+            rows = elements.reshape(-1, accumulator.shape[1])
+            accumulator.take(self._rows, axis=0, out=rows, mode="clip")
         else:
-            elements = self._scratch.take("bytes", np.int8, size)
-            self._gather.read(elements, INT8.min if self._maximum else self._zero_point)
+            elements = self._scratch.get("bytes", np.int8, shape)
+            fill = INT8.min if self._maximum else self._zero_point
+            self._gather.read(self._gather.target(elements), fill)
         operation = np.maximum if self._maximum else np.add
         flat = out.reshape(self._length)
-        operation.reduce(
-            elements.reshape(self._elements, self._length), axis=0, dtype=np.int32, out=flat
-        )
+        operation.reduce(elements, axis=0, dtype=np.int32, out=flat)
         if self._zero_point:
             count = 1 if self._maximum else self._elements
             flat -= np.int32(count * self._zero_point)
         if self._empty is not None:
             out[self._empty] = INT32.min
-
-
-class _ParameterRows:
-    """Bias and scale of every vector, from the parameter memory."""
-
-    def __init__(self, nest: VectorNest, memories: Memories) -> None:
-        self._memories = memories
-        self._rows = nest.parameter  # (outer loops); usually of length 1 in all but the first
-
-    def bias(self) -> Int32Array:
-        """One value a vector and lane."""
-        bias: Int32Array = self._memories.bias[self._rows]
-        return bias
-
-    def scaling(self, instruction: Vector) -> Scaling:
-        """The scales that the memory holds now."""
-        memories, rows = self._memories, self._rows
-        multiplier = memories.multiplier[rows] & np.uint32(0x7FFFFFFF)
-        return Scaling(multiplier, memories.exponent[rows], instruction.rounding)
 
 
 class _Results:

@@ -99,6 +99,12 @@ class VectorNest:
         outside: NDArray[np.bool_] = (addresses < 0) | (ends > size)
         return outside
 
+    @property
+    def parameter_access(self) -> Access:
+        """The read of the parameter rows."""
+        pitch = self.config.parameter_row_pitch
+        return access(Space.PARAMETER, self.parameter * pitch, pitch, write=False)
+
     def accesses(self) -> list[Access]:
         """Reads of operands and parameters, writes of results."""
         config = self.config
@@ -110,8 +116,7 @@ class VectorNest:
         if self.b_used:
             found.append(_access(self.b, self.b_wide, config.columns, write=False))
         if self.parameter_used:
-            pitch = config.parameter_row_pitch
-            found.append(access(Space.PARAMETER, self.parameter * pitch, pitch, write=False))
+            found.append(self.parameter_access)
         result = np.broadcast_to(self.result, self.outer)
         for tiles, lanes in ((result[:-1], config.columns), (result[-1:], self.last_lanes)):
             found.append(_access(tiles, self.wide, lanes, write=True))

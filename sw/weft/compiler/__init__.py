@@ -4,7 +4,8 @@ passes (:mod:`weft.passes`) -> :mod:`~weft.compiler.kernels` (each operation's g
 :mod:`~weft.compiler.memory_plan` (what stays on chip, with :mod:`~weft.compiler.tiling`) ->
 :mod:`~weft.compiler.lower_convolution`, :mod:`~weft.compiler.lower_vector` and
 :mod:`~weft.compiler.lower_add` (instructions without semaphores) ->
-:mod:`~weft.compiler.synchronize` (semaphores) -> :mod:`~weft.compiler.driver` (program).
+:mod:`~weft.compiler.overlap` (their order) -> :mod:`~weft.compiler.synchronize` (semaphores) ->
+:mod:`~weft.compiler.driver` (program).
 """
 
 from weft.compiler.driver import compile_graph

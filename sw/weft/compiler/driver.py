@@ -10,6 +10,7 @@ from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
 from weft.compiler.lower_vector import lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan, plan_memory
+from weft.compiler.overlap import overlap_layers
 from weft.compiler.stream import Space, Step
 from weft.compiler.synchronize import synchronize
 from weft.errors import UnsupportedModel
@@ -56,7 +57,7 @@ def compile_graph(
     kernels = [Kernel.of(operation, legal, config) for operation in legal.operations]
     plan = plan_memory(legal, kernels, config, random)
     context = _lower(legal, config, plan, kernels)
-    steps = context.stream.steps
+    steps = overlap_layers(context.stream.steps)
     kinds = {operation.name: operation.kind for operation in graph.operations}
     code, layers, symbols = _encode(synchronize(steps, config), steps, kernels, kinds)
     constants_end = plan.constants_address + len(context.constants.data)
@@ -123,9 +124,11 @@ def _encode(
     """Bytes, layers (with the kinds that operations have in the model) and symbols; END at last."""
     code = bytearray()
     symbols = []
-    ends = [0] * len(kernels)
+    firsts, ends = [-1] * len(kernels), [0] * len(kernels)
     for instruction, step in zip(instructions, steps, strict=True):
         operation = kernels[step.layer].operation
+        if firsts[step.layer] < 0:
+            firsts[step.layer] = len(code)
         symbols.append(Symbol(len(code), step.layer, step.purpose, step.tile))
         try:
             code += instruction.encode()
@@ -136,20 +139,17 @@ def _encode(
             ) from None
         ends[step.layer] = len(code)
     code += End().encode()
-    layers, first = [], 0
-    for kernel, end in zip(kernels, ends, strict=True):
-        operation = kernel.operation
-        layers.append(
-            Layer(
-                name=operation.name,
-                op=kinds[operation.name],
-                source=operation.source,
-                macs=kernel.macs,
-                first=first,
-                end=end,
-            )
+    layers = [
+        Layer(
+            name=kernel.operation.name,
+            op=kinds[kernel.operation.name],
+            source=kernel.operation.source,
+            macs=kernel.macs,
+            first=first,
+            end=end,
         )
-        first = end
+        for kernel, first, end in zip(kernels, firsts, ends, strict=True)
+    ]
     return bytes(code), tuple(layers), tuple(symbols)
 
 

@@ -1,9 +1,10 @@
 """Reordering of the stream: work of VECTOR alone moves between the tiles of the layers before it.
 
 Layers are emitted one behind the other. A residual add, a pool or a rescale of tensors on chip uses
-VECTOR alone, which idles most of the time while a convolution runs. So each tile of such a layer moves
-forward to just behind the last tile that it conflicts with (that writes what it reads, or touches
-what it overwrites): the serial order of all conflicting accesses stays, and so do all results.
+VECTOR alone, which idles most of the time while a convolution runs. So each tile of such a layer
+moves forward to just behind the last tile that it conflicts with (that writes what it reads, or
+touches what it overwrites): the serial order of all conflicting accesses stays, and so do all
+results.
 """
 
 import bisect

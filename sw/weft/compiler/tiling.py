@@ -19,7 +19,7 @@ TRANSFER_GAP = 8
 TRANSFER_LATENCY = 40
 MATRIX_LATENCY = 15  # besides rows + columns
 
-BESIDE = 0.25
+BESIDE = 0.5
 """Weight of VECTOR's cycles that should hide behind a convolution."""
 
 
