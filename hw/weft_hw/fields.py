@@ -66,6 +66,7 @@ def bits(
     default: Any = 0,
 ) -> Any:
     """Declare a bit field of a dataclass; fields lie in order of declaration, lowest bit first."""
+    values: Any
     if length:
         values = default if isinstance(default, tuple) else (default,) * length
     else:

@@ -333,12 +333,10 @@ class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
         supported=(Bounds.NONE, Bounds.LEFT),
     )
     left_zero_point: int = bits(8, "Subtracted from each left operand.", signed=True)
-    top_zero_point: int = bits(
-        8, "Subtracted from each top operand.", signed=True, supported=(0,)
-    )
+    top_zero_point: int = bits(8, "Subtracted from each top operand.", signed=True, supported=(0,))
     counts: tuple[int, ...] = bits(
         COUNT_BITS,
-        "Trips of each loop, outermost first: output tiles, three reduction loops, three row loops.",
+        "Trips of each loop, outermost first: output tiles, 3 reduction loops, 3 row loops.",
         length=LOOPS_MATRIX,
         default=1,
     )
@@ -372,7 +370,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
 
     counts: tuple[int, ...] = bits(
         COUNT_BITS,
-        "Trips of each loop, outermost first: channel tiles, three output loops, two window loops.",
+        "Trips of each loop, outermost first: channel tiles, 3 output loops, 2 window loops.",
         length=LOOPS_VECTOR,
         default=1,
     )

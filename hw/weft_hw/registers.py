@@ -144,7 +144,7 @@ REGISTERS: list[Register] = _declare(
         row
         for engine in _ENGINES
         for row in (
-            (f"{engine}_HEAD", _RO, f"Byte offset of the instruction at the {engine} queue's head."),
+            (f"{engine}_HEAD", _RO, f"Byte offset of the {engine} queue's head instruction."),
             (f"{engine}_RETIRED", _RO, "Instructions retired."),
             (f"{engine}_BUSY", _RO, "Cycles with an instruction in the engine."),
             (f"{engine}_WAIT", _RO, "Cycles with an instruction held back by a semaphore."),

@@ -53,5 +53,6 @@ def load_model(path: str | os.PathLike[str], config: AcceleratorConfig | None = 
             graph_from_torch(model, name=path.stem), config or load_config(DEFAULT_CONFIG)
         )
     raise UnsupportedModel(
-        f"{path}: neither a Program nor a .pt2 model; write one with weft.save_pt2 or `weft compile`"
+        f"{path}: neither a Program nor a .pt2 model; "
+        "write one with weft.save_pt2 or `weft compile`"
     )

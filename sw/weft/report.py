@@ -17,9 +17,9 @@ _NOBODY = -1
 class Accounting:
     """Sums over the inputs of one run.
 
-    Each cycle counts for one layer: the one whose instruction MATRIX is running in it; if MATRIX has
-    none, then VECTOR's, LOAD's or STORE's, in this order; a cycle in which no engine runs anything
-    counts for the layer that runs next. So layers add up to the total although they overlap, and
+    Each cycle counts for one layer: the one whose instruction MATRIX is running in it; if MATRIX
+    has none, then VECTOR's, LOAD's or STORE's, in this order; a cycle in which no engine runs
+    anything counts for the layer that runs next. So layers add up to the total although they overlap, and
     no layer exceeds the array's peak.
 
     Parameters
@@ -128,4 +128,5 @@ class Accounting:
             return None
         following = np.searchsorted(owned, np.arange(result.cycles))
         owner = owner[owned[np.minimum(following, len(owned) - 1)]]
-        return np.bincount(owner, minlength=len(self.program.layers)).tolist()
+        counted: list[int] = np.bincount(owner, minlength=len(self.program.layers)).tolist()
+        return counted

@@ -67,9 +67,7 @@ FAULTS = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=["functional", pytest.param("rtl", marks=pytest.mark.rtl)]
-)
+@pytest.fixture(scope="module", params=["functional", pytest.param("rtl", marks=pytest.mark.rtl)])
 def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

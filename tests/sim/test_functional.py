@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from sim.machine_reference import ReferenceFault, ReferenceMachine
-from sim.programs import encode
+from sim.programs import encode, serialized
 from sim.random_instructions import RandomInstructions
 from weft_hw import PRESETS, AcceleratorConfig, WeftError
-from weft_hw.instructions import Instruction, Load, Matrix, Memory
+from weft_hw.instructions import Instruction, Load, Matrix, Memory, ScaleSource, Vector
 from weft_sim.device import DeviceFault
-from weft_sim.functional import FunctionalDevice
+from weft_sim.functional import FunctionalDevice, blas
 
 TALL = dataclasses.replace(PRESETS["tiny"], name="tall", rows=8, columns=2, vector_lanes=2)
 CONFIGS = [PRESETS["tiny"], TALL, PRESETS["edge8"], PRESETS["base16"]]
@@ -187,3 +187,92 @@ def test_a_changed_program_is_prepared_again():
         device.write_memory(1024, encode([load]))
         device.run(1024)
         assert device.memories.activation[:3].tolist() == [fill, fill, 0]
+
+
+# What is kept between instructions and runs ------------------------------------------------------
+
+
+def test_constants_loaded_between_equal_instructions():
+    """A LOAD changes weights and parameters, in part, between two uses and between two runs."""
+    config = PRESETS["tiny"]
+    device = FunctionalDevice(config, memory_bytes=1 << 16)
+    rng = np.random.default_rng(5)
+    random = RandomInstructions(config, rng, (0, 1))
+    matrix = Matrix(
+        counts=(2, 1, 2, 1, 1, 3, 1),
+        left_zero_point=3,
+        left_strides=(0, 0, 4, 0, 0, 8, 0),
+        top_address=40,
+        top_strides=(32, 0, 16, 0, 0, 0, 0),
+        tile_stride=4,
+        accumulator_strides=(3, 0, 0, 0, 0, 1, 0),
+    )
+    vector = Vector(
+        counts=(2, 1, 1, 3, 1, 1),
+        a_strides=(3, 0, 0, 1, 0, 0),
+        use_bias=1,
+        scale_source=ScaleSource.PARAMETER,
+        parameter_strides=(1, 0, 0, 0),
+        address=1024,
+        strides=(12, 0, 0, 4),
+    )
+    pitch = config.parameter_row_pitch
+    weights = [
+        Load(dram_address=0, address=40, run_bytes=64, memory=Memory.WEIGHT, extent=1),
+        Load(dram_address=64, address=95, run_bytes=3, memory=Memory.WEIGHT, extent=1),
+        Load(dram_address=70, address=104, run_bytes=9, memory=Memory.WEIGHT, extent=1),  # behind
+    ]
+    parameters = [
+        Load(dram_address=1024, run_bytes=2 * pitch, memory=Memory.PARAMETER, extent=1),
+        Load(dram_address=2048, address=pitch, run_bytes=16, memory=Memory.PARAMETER, extent=1),
+    ]
+    activations = Load(dram_address=512, run_bytes=64, extent=1)
+    stream: list[Instruction] = [activations]
+    for load in (weights[0], parameters[0], weights[1], weights[2], parameters[1]):
+        stream += [load, matrix, vector]
+        vector = dataclasses.replace(vector, address=vector.address + 24)
+    code = encode(serialized(stream))
+    device.write_memory(8192, code)
+    for _ in range(3):
+        dram = rng.integers(0, 256, 4096).astype(np.uint8)
+        for start in (1024, 2048):
+            rows = np.frombuffer(random.parameter_rows(), np.uint8)
+            dram[start : start + len(rows)] = rows
+        device.write_memory(0, dram)
+        reference = ReferenceMachine(config, device.memories.dram.tobytes())
+        reference.activation = [byte % 256 for byte in device.memories.activation[:2048].tolist()]
+        reference.weight = [byte % 256 for byte in device.memories.weight.tolist()]
+        reference.parameter = device.memories.parameter.tolist()
+        reference.accumulator = device.memories.accumulator[:-1].tolist()
+        device.run(8192)
+        for instruction in stream:
+            reference.execute(instruction)
+        found = device.memories.activation[:2048].view(np.uint8)
+        assert found.tolist() == reference.activation
+
+
+def test_two_programs_on_one_device_do_not_disturb_each_other(rng: np.random.Generator):
+    pair = Pair(PRESETS["tiny"], rng)
+    programs = [[pair.random.draw() for _ in range(5)] for _ in range(2)]
+    addresses = [DRAM, DRAM + 8192]
+    for address, instructions in zip(addresses, programs):
+        pair.device.write_memory(address, encode(instructions))
+    for which in (0, 1, 0, 0, 1):
+        pair.device.run(addresses[which])
+        for instruction in programs[which]:
+            pair.reference.execute(instruction)
+        pair.check(programs[which])
+
+
+def test_blas_threads_are_restored():
+    if blas._CONTROLS is None:
+        pytest.skip("NumPy is not linked to OpenBLAS")
+    get_threads, set_threads = blas._CONTROLS
+    before = get_threads()
+    set_threads(2)
+    try:
+        with blas.one_thread():
+            assert get_threads() == 1
+        assert get_threads() == 2
+    finally:
+        set_threads(before)

@@ -193,9 +193,7 @@ class EnginePort(wiring.Signature):
             {
                 "instruction": Out(
                     stream.Signature(
-                        data.StructLayout(
-                            {"fields": instruction_layout(kind), "offset": 32}
-                        )
+                        data.StructLayout({"fields": instruction_layout(kind), "offset": 32})
                     )
                 ),
                 "retire": In(1),

@@ -15,9 +15,9 @@ class LoopNest(wiring.Component):
     """Nested loops, each stream's value being ``base + sum(index[i] * strides[i])``.
 
     In the cycle with ``load`` high the nest takes ``counts`` and the bases; from the next cycle on
-    the values and flags belong to the first trip. Each cycle with ``advance`` high steps to the next
-    trip of the innermost loop, carrying outward, one step a cycle. ``counts`` and strides must be
-    held until the nest has finished; advancing beyond the last trip is not allowed.
+    the values and flags belong to the first trip. Each cycle with ``advance`` high steps to the
+    next trip of the innermost loop, carrying outward, one step a cycle. ``counts`` and strides must
+    be held until the nest has finished; advancing beyond the last trip is not allowed.
 
     A stream keeps one register a loop (the value at the start of that loop's current trip), so that
     one addition a step suffices and no jump has to be computed beforehand.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import WeftError
 from weft_sim.device import DeviceFault, RunResult
-from weft_sim.functional.memories import Memories, Scratch
+from weft_sim.functional.memories import Memories
 from weft_sim.functional.program import PreparedProgram, prepare
 
 __all__ = ["FunctionalDevice"]
@@ -54,7 +54,6 @@ class FunctionalDevice:
         self.memory_bytes = memory_bytes
         self.memories = Memories(config, memory_bytes)
         self._check_races = check_races
-        self._scratch = Scratch()
         self._programs: OrderedDict[int, PreparedProgram] = OrderedDict()
         self._faulted = False
 
@@ -128,7 +127,7 @@ class FunctionalDevice:
     def _program(self, address: int) -> PreparedProgram:
         program = self._programs.get(address)
         if program is None or not program.matches(self.memories.dram):
-            program = prepare(self.memories, address, self._scratch, check_races=self._check_races)
+            program = prepare(self.memories, address, check_races=self._check_races)
             self._programs[address] = program
             if len(self._programs) > PROGRAMS_KEPT:
                 self._programs.popitem(last=False)

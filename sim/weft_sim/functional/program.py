@@ -83,9 +83,7 @@ class PreparedProgram:
             raise self.fault.error()
 
 
-def prepare(
-    memories: Memories, address: int, scratch: Scratch, *, check_races: bool
-) -> PreparedProgram:
+def prepare(memories: Memories, address: int, *, check_races: bool) -> PreparedProgram:
     """Prepare the program at a DRAM address.
 
     Raises
@@ -97,7 +95,7 @@ def prepare(
         If a loop nest is too large for this engine.
     """
     stream, fault, size = _read_stream(memories, address)
-    preparation = _Preparation(memories, scratch)
+    preparation = _Preparation(memories)
     entries: list[Entry] = []
     steps: list[Step] = []
     semaphores = SerialSemaphores(memories.config)
@@ -162,8 +160,8 @@ def _can_fetch(address: int, memories: Memories) -> bool:
 class _Preparation:
     """Makes steps in stream order; what one loads, later ones must not take from a cache."""
 
-    def __init__(self, memories: Memories, scratch: Scratch) -> None:
-        self._memories, self._scratch = memories, scratch
+    def __init__(self, memories: Memories) -> None:
+        self._memories, self._scratch = memories, Scratch()
         self._weights: LoadedCache[Weights] = LoadedCache()
         self._parameters: LoadedCache[ParameterRows] = LoadedCache()
 

@@ -87,7 +87,7 @@ def _measure(
 
 def _best_of(session: Session, image: np.ndarray, repeats: int) -> float:
     """Seconds inside the device's run, which host-side packing does not count in."""
-    seconds = []
+    seconds: list[float] = []
     for _ in range(repeats):
         session.run(image)
         seconds.append(session.report["wall_s"])

@@ -15,7 +15,7 @@ __all__ = ["config", "verilog"]
 
 def config(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME|FILE]", help="Show this one; default: all presets.")
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="Show it; default: all presets.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

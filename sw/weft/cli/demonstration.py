@@ -20,9 +20,9 @@ def demo(
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Held-out images to run (default: all).")
     ] = None,
-    page: Annotated[
-        Path, typer.Option("--page", help="Where to write the picture page.")
-    ] = Path("weft-demo.html"),
+    page: Annotated[Path, typer.Option("--page", help="Where to write the picture page.")] = Path(
+        "weft-demo.html"
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Train a network on handwritten digits and run it on the accelerator's own RTL."""

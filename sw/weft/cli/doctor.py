@@ -49,6 +49,7 @@ def _python() -> Finding:
 
 def _findings() -> list[Finding]:
     from weft_sim import toolchain
+    from weft_sim.cache import cache_directory
 
     compression = toolchain.has_fst_support()
     return [
@@ -74,8 +75,8 @@ def _findings() -> list[Finding]:
         ),
         Finding(
             "free disk for simulators",
-            f"{shutil.disk_usage(toolchain.cache_directory()).free >> 20:,} MiB",
-            shutil.disk_usage(toolchain.cache_directory()).free > 200 << 20,
+            f"{shutil.disk_usage(cache_directory()).free >> 20:,} MiB",
+            shutil.disk_usage(cache_directory()).free > 200 << 20,
             True,
             "free at least 200 MiB, or point WEFT_CACHE at another disk",
         ),

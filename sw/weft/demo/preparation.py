@@ -21,8 +21,9 @@ __all__ = ["Prepared", "prepare"]
 class Prepared:
     """What the RTL run needs, and what it is compared with.
 
-    ``reference`` (N, 10) int8 are the answers of the independent integer evaluation of the converted
-    PyTorch graph; ``images`` (N, 1, 8, 8) float32 and ``labels`` (N,) are the held-out digits.
+    ``reference`` (N, 10) int8 are the answers of the independent integer evaluation of the
+    converted PyTorch graph; ``images`` (N, 1, 8, 8) float32 and ``labels`` (N,) are the held-out
+    digits.
     """
 
     program: Program
