@@ -120,7 +120,7 @@ def check_order(entries: Sequence[Entry], program: tuple[int, int]) -> None:
         assert queue is not None  # END is left out
         clock = known[queue]
         for semaphore in numbered(entry.instruction.wait):
-            signals[semaphore].popleft()
+            np.maximum(clock, signals[semaphore].popleft(), out=clock)
         for access in entry.accesses:
             conflict = histories[access.space].meet(access, queue, clock)
             if conflict is not None:

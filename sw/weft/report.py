@@ -19,8 +19,8 @@ class Accounting:
 
     Each cycle counts for one layer: the one whose instruction MATRIX is running in it; if MATRIX
     has none, then VECTOR's, LOAD's or STORE's, in this order; a cycle in which no engine runs
-    anything counts for the layer that runs next. So layers add up to the total although they overlap, and
-    no layer exceeds the array's peak.
+    anything counts for the layer that runs next. So layers add up to the total although they
+    overlap, and no layer exceeds the array's peak.
 
     Parameters
     ----------
