@@ -309,6 +309,8 @@ class Load(_Transfer, opcode=0x10, queue=Queue.LOAD, size=48):
 class Store(_Transfer, opcode=0x40, queue=Queue.STORE, size=48):
     """On-chip memory to DRAM."""
 
+    memory: Memory = bits(2, "The on-chip memory.", kind=Memory, supported=(Memory.ACTIVATION,))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):

@@ -9,7 +9,8 @@ from typing import Any
 
 from weft.errors import ProgramFormatError
 from weft_hw.config import AcceleratorConfig
-from weft_hw.instructions import Instruction, decode_stream
+from weft_hw.errors import EncodingError
+from weft_hw.instructions import Instruction, decode, decode_stream
 
 __all__ = ["FORMAT_VERSION", "MAGIC", "Layer", "Port", "Program", "ProgramRegion", "Symbol"]
 
@@ -139,12 +140,13 @@ class Program:
 
     def locate(self, offset: int) -> str:
         """The instruction at a byte offset, disassembled, with its layer and source."""
-        instruction = next((each for at, each in self.decoded if at == offset), None)
         symbol = next((each for each in self.symbols if each.offset == offset), None)
-        if instruction is None:
-            return f"no instruction begins at byte {offset:#x}"
+        try:
+            instruction = str(decode(self.instructions[offset:]))
+        except EncodingError as error:
+            instruction = f"({error})"
         if symbol is None:
-            return str(instruction)
+            return instruction
         layer = self.layers[symbol.layer]
         source = f", from {layer.source}" if layer.source else ""
         return (

@@ -1,5 +1,6 @@
 """The report of a run: cycles, utilization and where the time went, layer by layer."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,6 @@ class Accounting:
     def __init__(self, program: Program, engine: str) -> None:
         self.program = program
         self.engine = engine
-        self._layers = self._layers_by_queue()
         self.begin()
 
     def begin(self) -> None:
@@ -100,6 +100,7 @@ class Accounting:
         elements = self.program.config.rows * self.program.config.columns
         return macs / (cycles * elements) if cycles else 0.0
 
+    @cached_property
     def _layers_by_queue(self) -> dict[Queue, list[int]]:
         """For each queue the layer of each of its instructions, in order."""
         layers: dict[Queue, list[int]] = {queue: [] for queue in Queue}
@@ -118,7 +119,10 @@ class Accounting:
             events = result.events[queue]
             before = 0
             for layer, start, retire in zip(
-                self._layers[queue], events.starts.tolist(), events.retires.tolist(), strict=True
+                self._layers_by_queue[queue],
+                events.starts.tolist(),
+                events.retires.tolist(),
+                strict=True,
             ):
                 # An engine overlaps an instruction's start with its predecessor's end.
                 owner[max(start, before) : retire] = layer

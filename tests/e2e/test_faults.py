@@ -14,6 +14,7 @@ from weft_hw import PRESETS
 from weft_hw.instructions import Load, Matrix, Queue, Store, Vector
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause
 from weft_sim.device import open_device
+from weft_sim.rtl.library import ErrorRange
 
 WATCHDOG = 3000
 Change = Callable[[bytes], bytes]
@@ -135,7 +136,9 @@ def test_bus_errors_are_named_and_the_next_program_runs(
         "rtl",
         program.config,
         memory_bytes=program.memory_bytes,
-        error_ranges=[(place, place + 1, "write" if direction == "write" else "read")],
+        error_ranges=[
+            ErrorRange(place, place + 1, reads=direction != "write", writes=direction == "write")
+        ],
     )
     with pytest.raises(ProgramFault) as caught:
         Session(program, device=Impatient(device)).run(image)

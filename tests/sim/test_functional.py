@@ -93,27 +93,31 @@ def test_long_reductions_stay_exact(reduction: tuple[int, ...]):
     """The largest products, all of one sign, over reductions beyond what float32 can sum."""
     config = PRESETS["base16"]
     device = FunctionalDevice(config, memory_bytes=DRAM, check_races=False)
-    device.memories.activation[:] = -128
-    device.memories.weight[:] = -128
-    device.memories.weight[1::16] = 127
-    device.memories.accumulator[:] = 2**31 - 1
+    memories = device.memories
+    depth = int(np.prod(reduction))
+    # Odd products: a sum that is rounded anywhere shows it.
+    memories.activation[:] = -127
+    memories.weight[:] = -127
+    memories.weight[1::16] = 127
+    strides = (depth, reduction[1] * reduction[2], reduction[2], 1)
     matrix = Matrix(
-        counts=(2, *reduction, 1, 3, 1),
         left_zero_point=127,
+        counts=(2, *reduction, 1, 3, 1),
         left_strides=(0, 16, 16, 16, 0, 16, 0),
-        top_strides=(256, 256, 256, 256, 0, 0, 0),
+        top_strides=(*(256 * stride % 8192 for stride in strides), 0, 0, 0),
         tile_stride=16,
         accumulator_strides=(3, 0, 0, 0, 0, 1, 0),
     )
-    for accumulate, before in (0, 0), (1, 2**31 - 1):
-        device.memories.accumulator[:] = 2**31 - 1
-        add = dataclasses.replace(matrix, accumulate=accumulate)
-        device.write_memory(0, encode([add]))
-        device.run(0)
-        terms = 16 * int(np.prod(reduction))
-        for lane, weight in enumerate([-128, 127]):
-            expected = (before + terms * -255 * weight + 2**31) % 2**32 - 2**31
-            assert device.memories.accumulator[:6, lane].tolist() == [expected] * 6
+    for zero_point in (0, 127):
+        for accumulate, before in (0, 0), (1, 2**31 - 1):
+            memories.accumulator[:] = 2**31 - 1
+            fields = {"accumulate": accumulate, "left_zero_point": zero_point}
+            device.write_memory(0, encode([dataclasses.replace(matrix, **fields)]))
+            device.run(0)
+            for lane, weight in enumerate([-127, 127]):
+                total = before + 16 * depth * (-127 - zero_point) * weight
+                expected = (total + 2**31) % 2**32 - 2**31
+                assert memories.accumulator[:6, lane].tolist() == [expected] * 6
 
 
 # Faults ------------------------------------------------------------------------------------------
@@ -219,7 +223,15 @@ def test_constants_loaded_between_equal_instructions():
     pitch = config.parameter_row_pitch
     weights = [
         Load(dram_address=0, address=40, run_bytes=64, memory=Memory.WEIGHT, extent=1),
-        Load(dram_address=64, address=95, run_bytes=3, memory=Memory.WEIGHT, extent=1),
+        Load(  # one run before the tiles, one in the middle of them
+            dram_address=64,
+            counts=(2, 1, 1),
+            address=20,
+            strides=(75, 0, 0),
+            run_bytes=3,
+            memory=Memory.WEIGHT,
+            extent=1,
+        ),
         Load(dram_address=70, address=104, run_bytes=9, memory=Memory.WEIGHT, extent=1),  # behind
     ]
     parameters = [

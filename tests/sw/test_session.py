@@ -11,6 +11,7 @@ from weft.compiler import compile_graph
 from weft.errors import InputError, ProgramFormatError, WeftError
 from weft.ir import Graph
 from weft.program import Program
+from weft.report import Accounting
 from weft.session import ProgramFault, Session
 from weft_hw.config import PRESETS
 from weft_hw.instructions import Queue
@@ -143,7 +144,10 @@ class StubDevice:
 
     engine = "stub"
 
-    def __init__(self, program: Program, *, fault: DeviceFault | None = None) -> None:
+    def __init__(
+        self, program: Program, *, fault: DeviceFault | None = None, early: int = 0
+    ) -> None:
+        self.early = early  # cycles by which instructions start before the last one's retirement
         self.config = program.config
         self.memory_bytes = program.memory_bytes
         self.program = program
@@ -167,11 +171,37 @@ class StubDevice:
         for time, (_, instruction) in enumerate(self.program.decoded[:-1], 1):
             retires[instruction.queue].append(10 * time)
         events = tuple(
-            QueueEvents(starts=np.zeros(len(times), np.int64), retires=np.array(times, np.int64))
+            QueueEvents(
+                starts=np.array(times, np.int64) - (10 + self.early),
+                retires=np.array(times, np.int64),
+            )
             for times in retires.values()
         )
         cycles = 10 * len(self.program.decoded) + 5
         return RunResult(cycles, 0.5, counters={"READ_BEATS": 3}, events=events)
+
+
+def test_an_overlapped_cycle_counts_for_the_layer_that_matrix_works_on(program: Program) -> None:
+    first, second = (
+        {
+            queue: sum(
+                symbol.layer == layer and instruction.queue is queue
+                for symbol, (_, instruction) in zip(program.symbols, program.decoded, strict=False)
+            )
+            for queue in Queue
+        }
+        for layer in range(2)
+    )
+    events = []
+    for queue in Queue:
+        # Layer 0 runs from 0 to 100 everywhere, layer 1 from 100, its loads from 10 already.
+        early = 10 if queue is Queue.LOAD else 100
+        starts = [0] * first[queue] + [early] * second[queue]
+        retires = [10 if queue is Queue.LOAD else 100] * first[queue] + [150] * second[queue]
+        events.append(QueueEvents(np.array(starts, np.int64), np.array(retires, np.int64)))
+    accounting = Accounting(program, "rtl")
+    accounting.add(RunResult(160, 0.1, events=tuple(events)))
+    assert [layer["cycles"] for layer in accounting.report()["layers"]] == [100, 60]
 
 
 def test_cycles_of_layers_add_up(program: Program, rng) -> None:
@@ -198,6 +228,29 @@ def test_cycles_of_layers_add_up(program: Program, rng) -> None:
     assert any("repack input t0" in text for text in report["host_ops"])
     session.run(np.zeros((3, 6, 6), np.int8))
     assert session.report["inputs"] == 1
+
+
+def test_a_cycle_of_two_engines_counts_for_matrix(program: Program) -> None:
+    """Each instruction overlaps the last 4 cycles of the one before; layers still add up."""
+    session = Session(program, device=StubDevice(program, early=4))
+    session.run(np.zeros((3, 6, 6), np.int8))
+    queues = [each.queue for _, each in program.decoded[:-1]]
+    layers = [symbol.layer for symbol in program.symbols]
+    expected = [0, 0]
+    for position, (queue, layer) in enumerate(zip(queues, layers, strict=True)):
+        expected[layer] += 10
+        if position == 0:
+            continue
+        before = layers[position - 1]
+        if before != layer:  # the 4 cycles that both layers work in
+            first = queue == Queue.MATRIX or queues[position - 1] == Queue.STORE
+            first = first or (queue == Queue.VECTOR and queues[position - 1] == Queue.LOAD)
+            expected[layer] += 4 * first
+            expected[before] -= 4 * first
+    expected[-1] += 15
+    report = session.report
+    assert [layer["cycles"] for layer in report["layers"]] == expected
+    assert sum(expected) == report["cycles"]
 
 
 def test_an_engine_without_time_reports_none(session) -> None:

@@ -92,7 +92,8 @@ def doctor(as_json: JsonOption = False) -> None:
         mark = "[green]ok[/]" if finding.good else "[red]missing[/]"
         if not finding.good and not finding.needed:
             mark = "[yellow]optional[/]"
-        table.add_row(mark, finding.name, finding.found, finding.mend.replace("[", r"\["))
+        mend = "" if finding.good else finding.mend.replace("[", r"\[")
+        table.add_row(mark, finding.name, finding.found, mend)
     output.console.print(table)
     healthy = all(finding.good or not finding.needed for finding in findings)
     output.say("everything needed is here" if healthy else "something needed is missing: see above")
