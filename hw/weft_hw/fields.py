@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,14 +82,16 @@ def bits(
     return dataclasses.field(default=values, metadata=metadata)
 
 
-def bit_fields(record: Any, start: int = 0) -> Iterator[BitField]:
-    """The declared bit fields of a dataclass (or an instance) from bit ``start`` upward."""
+@functools.cache
+def bit_fields(record: type[Any], start: int = 0) -> tuple[BitField, ...]:
+    """The declared bit fields of a dataclass from bit ``start`` upward."""
+    declared: list[BitField] = []
     for field in dataclasses.fields(record):
         if "width" not in field.metadata:
             continue
-        declared = BitField(name=field.name, offset=start, **field.metadata)
-        yield declared
-        start += declared.total_width
+        declared.append(BitField(name=field.name, offset=start, **field.metadata))
+        start += declared[-1].total_width
+    return tuple(declared)
 
 
 def pack(record: Any, start: int = 0) -> int:
@@ -102,7 +104,7 @@ def pack(record: Any, start: int = 0) -> int:
     """
     packed = 0
     owner = type(record).__name__
-    for field in bit_fields(record, start):
+    for field in bit_fields(type(record), start):
         value = getattr(record, field.name)
         elements = tuple(value) if field.length else (value,)
         if field.length and len(elements) != field.length:

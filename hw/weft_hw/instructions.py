@@ -5,6 +5,7 @@ classes below. What each instruction computes is defined in ``docs/machine.md``.
 """
 
 import enum
+import functools
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -201,6 +202,7 @@ class Instruction:
         INSTRUCTIONS[opcode] = cls
 
     @classmethod
+    @functools.cache
     def bit_fields(cls) -> tuple[BitField, ...]:
         """All fields behind the opcode, with their offsets in the instruction."""
         declared = tuple(bit_fields(cls, OPCODE_BITS))

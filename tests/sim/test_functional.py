@@ -288,3 +288,75 @@ def test_blas_threads_are_restored():
         assert get_threads() == 2
     finally:
         set_threads(before)
+
+
+def test_same_tiles_with_shared_and_with_separate_left_rows(rng: np.random.Generator):
+    pair = Pair(PRESETS["tiny"], rng)
+    shared = Matrix(
+        counts=(2, 1, 1, 2, 1, 1, 3),
+        left_strides=(0, 0, 0, 4, 0, 0, 8),
+        top_strides=(32, 0, 0, 16, 0, 0, 0),
+        tile_stride=4,
+        accumulator_strides=(3, 0, 0, 0, 0, 0, 1),
+    )
+    separate = dataclasses.replace(
+        shared, left_strides=(64, 0, 0, 4, 0, 0, 8), accumulator_address=16
+    )
+    instructions: list[Instruction] = [shared, separate, shared]
+    pair.run(instructions)
+    for instruction in instructions:
+        pair.reference.execute(instruction)
+    pair.check(instructions)
+
+
+def test_parameter_rows_are_modulo_256(rng: np.random.Generator):
+    pair = Pair(dataclasses.replace(PRESETS["tiny"], parameter_rows=256), rng)
+    vector = Vector(
+        counts=(4, 1, 1, 3, 1, 1),
+        a_strides=(3, 0, 0, 1, 0, 0),
+        use_bias=1,
+        scale_source=ScaleSource.PARAMETER,
+        parameter_address=254,
+        parameter_strides=(1, 0, 0, -127),
+        strides=(12, 0, 0, 4),
+    )
+    pair.run([vector])
+    pair.reference.execute(vector)
+    pair.check([vector])
+
+
+def test_same_parameter_rows_in_vectors_that_differ(rng: np.random.Generator):
+    """The second of each pair must not take over what only the first one's fields determine."""
+    pair = Pair(PRESETS["tiny"], rng)
+    vector = Vector(
+        counts=(2, 1, 1, 8, 1, 1),
+        a_strides=(8, 0, 0, 1, 0, 0),
+        use_bias=1,
+        scale_source=ScaleSource.PARAMETER,
+        parameter_strides=(1, 0, 0, 0),
+        destination=Memory.ACCUMULATOR,
+        address=32,
+        strides=(8, 0, 0, 1),
+    )
+    changes: list[dict[str, object]] = [
+        {},
+        {"rounding": 1},
+        {"rounding": 2},
+        {"counts": (2, 1, 1, 6, 1, 1)},
+        {"counts": (1, 1, 1, 8, 1, 1)},
+        {"use_bias": 0},
+        {"scale_source": ScaleSource.NONE},
+        {"parameter_strides": (0, 0, 0, 0)},
+        {"parameter_strides": (1, 0, 0, 0), "parameter_address": 1},
+        {"parameter_strides": (0, 1, 0, 0), "counts": (1, 2, 1, 8, 1, 1)},
+    ]
+    instructions: list[Instruction] = [dataclasses.replace(vector, **c) for c in changes]
+    for instruction in [*instructions, *reversed(instructions)]:
+        pair.reference.execute(instruction)
+    pair.run([*instructions, *reversed(instructions)])
+    pair.check(instructions)
+    for instruction in instructions:  # each alone, for what a later one would overwrite
+        pair.run([vector, instruction])
+        pair.reference.execute(vector)
+        pair.reference.execute(instruction)
+        pair.check([instruction])

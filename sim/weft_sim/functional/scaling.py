@@ -22,6 +22,9 @@ __all__ = ["Scaling"]
 Int64Array = NDArray[np.int64]
 INT32 = np.iinfo(np.int32)
 
+# Arrays without axes: NumPy converts Python numbers anew each time.
+ONE, HIGH_HALF, HIGH_SHIFT, SIGN_SHIFT = (np.array(n, np.int64) for n in (1, 1 << 30, 31, 63))
+
 
 class Scaling:
     """Multiplication by ``multiplier * 2^(exponent - 31)``, rounded and saturated to int32.
@@ -36,7 +39,8 @@ class Scaling:
     def __init__(
         self, multiplier: NDArray[Any], exponent: NDArray[Any], rounding: Rounding
     ) -> None:
-        exponent = np.clip(exponent.astype(np.int64), -31, 31)  # the result for others is undefined
+        # Arrays throughout, also without axes; the result for other exponents is not defined.
+        exponent = np.asarray(np.clip(exponent.astype(np.int64), -31, 31))
         self._two_step = rounding is Rounding.TWO_STEP
         self._to_even = rounding is Rounding.HALF_EVEN
         self._multiplier: Int64Array = multiplier.astype(np.int64)
@@ -45,16 +49,16 @@ class Scaling:
         if self._two_step:
             if grows:
                 self._left = np.maximum(exponent, 0).astype(np.uint32)
-            self._shift: Int64Array = np.maximum(-exponent, 0)
+            self._shift: Int64Array = np.asarray(np.maximum(-exponent, 0))
         else:
-            self._shift = 31 - exponent
+            self._shift = np.asarray(31 - exponent)
         self._saturates = grows and not self._two_step
-        shifts = self._shift > 0
-        self._half: Int64Array = (np.int64(1) << self._shift) >> 1
+        shifts = np.asarray(self._shift > 0)
+        self._half: Int64Array = np.asarray((np.int64(1) << self._shift) >> 1)
         self._always_shifts = bool(shifts.all())
         self._ones: Int64Array = shifts.astype(np.int64)
         if self._to_even:
-            self._half -= self._ones
+            self._half = np.asarray(self._half - self._ones)
 
     def apply(self, values: NDArray[np.int32], work: Int64Array, other: Int64Array) -> Int64Array:
         """The scaled values, in ``work``.
@@ -69,15 +73,15 @@ class Scaling:
             values = (values.view(np.uint32) << self._left).view(np.int32)
         np.multiply(values, self._multiplier, out=work)
         if self._two_step:
-            work += 1 << 30
-            work >>= 31
-            np.right_shift(work, 63, out=other)  # -1 for negative ones
+            work += HIGH_HALF
+            work >>= HIGH_SHIFT
+            np.right_shift(work, SIGN_SHIFT, out=other)  # -1 for negative ones
             if not self._always_shifts:
                 other &= -self._ones
             work += other
         elif self._to_even:
             np.right_shift(work, self._shift, out=other)
-            other &= self._ones
+            other &= ONE if self._always_shifts else self._ones
             work += other
         work += self._half
         work >>= self._shift

@@ -19,11 +19,12 @@ from weft_sim.race_check import Access
 __all__ = ["ParameterRows", "VectorStep"]
 
 Int32Array = NDArray[np.int32]
+LONGEST_FOLD = 16
 INT8, INT32 = np.iinfo(np.int8), np.iinfo(np.int32)
 
 
 class VectorStep:
-    """VECTOR on arrays of shape (four outer loops, columns)."""
+    """VECTOR on one int32 array of shape (four outer loops, columns), in place."""
 
     def __init__(
         self,
@@ -51,6 +52,10 @@ class VectorStep:
                 np.array(instruction.exponent),
                 instruction.rounding,
             )
+        # Arrays without axes: NumPy converts Python numbers anew each time.
+        self._zero_point = np.array(instruction.zero_point, np.int32)
+        self._clamp_low = np.array(instruction.clamp_low, np.int32)
+        self._clamp_high = np.array(instruction.clamp_high, np.int32)
         scratch.reserve("value", math.prod(shape))
         if instruction.scale_source is not ScaleSource.NONE:
             scratch.reserve("work", math.prod(shape))
@@ -61,37 +66,44 @@ class VectorStep:
         return self._scratch.get("value", np.int32, self._shape)
 
     @cached_property
+    def _folded(self) -> Int32Array:
+        return self._value.reshape(_folded_shape(self._nest))
+
+    @cached_property
     def _work(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        work = self._scratch.get("work", np.int64, self._shape)
-        return work, self._scratch.get("other", np.int64, self._shape)
+        shape = self._folded.shape
+        work = self._scratch.get("work", np.int64, shape)
+        return work, self._scratch.get("other", np.int64, shape)
 
     def execute(self) -> None:
         """Reduce, scale, combine, clamp, write."""
-        instruction, value, parameters = self._instruction, self._value, self._parameters
-        if self._refreshes and parameters is not None:
-            parameters.refresh()
+        instruction, value = self._instruction, self._value
         self._head.read(value)
-        if instruction.use_bias and parameters is not None:
-            np.add(value, parameters.bias, out=value)
-        if instruction.pre_shift:
-            bits = value.view(np.uint32)
-            bits <<= np.uint32(instruction.pre_shift)
-        self._scale(value)
+        self._scale()
         if self._b is not None:
             self._combine(value, self._b)
         if instruction.zero_point:
-            np.add(value, instruction.zero_point, out=value)
+            np.add(value, self._zero_point, out=value)
         # Not np.clip, which takes five times as long for small arrays.
         if instruction.clamp_low > INT32.min:
-            np.maximum(value, instruction.clamp_low, out=value)
+            np.maximum(value, self._clamp_low, out=value)
         if instruction.clamp_high < INT32.max:
-            np.minimum(value, instruction.clamp_high, out=value)
+            np.minimum(value, self._clamp_high, out=value)
         self._results.write(value)
 
-    def _scale(self, value: Int32Array) -> None:
-        scaling = self._scaling
-        if self._instruction.scale_source is ScaleSource.PARAMETER and self._parameters:
-            scaling = self._parameters.scaling
+    def _scale(self) -> None:
+        """Bias, left shift, multiplier and exponent."""
+        instruction, value, scaling = self._instruction, self._folded, self._scaling
+        if self._parameters is not None:
+            if self._refreshes:
+                self._parameters.refresh()
+            if instruction.use_bias:
+                np.add(value, self._parameters.bias, out=value)
+            if instruction.scale_source is ScaleSource.PARAMETER:
+                scaling = self._parameters.scaling
+        if instruction.pre_shift:
+            bits = value.view(np.uint32)
+            bits <<= np.uint32(instruction.pre_shift)
         if scaling is not None:
             np.copyto(value, scaling.apply(value, *self._work), casting="unsafe")
 
@@ -109,31 +121,54 @@ class VectorStep:
         return self._nest.accesses()
 
 
+def _fold(nest: VectorNest) -> int:
+    """How many neighbouring vectors with the same parameter row are taken as one long vector.
+
+    NumPy's loop over the last axis should be longer than a few lanes.
+    """
+    if nest.parameter.shape[1:] != (1, 1, 1):
+        return 1
+    return math.gcd(math.prod(nest.outer[1:]), LONGEST_FOLD)
+
+
+def _folded_shape(nest: VectorNest) -> tuple[int, ...]:
+    """The shape against which parameters are broadcast."""
+    columns, fold = nest.config.columns, _fold(nest)
+    if nest.parameter.shape[1:] != (1, 1, 1):
+        return (*nest.outer, columns)
+    return nest.outer[0], math.prod(nest.outer[1:]) // fold, fold * columns
+
+
 class ParameterRows:
     """Bias and scale of every vector, from the parameter memory.
 
-    They are shared between instructions of the same rows and rounding.
+    They are shared between instructions of the same rows, rounding and fold.
     """
 
     def __init__(self, nest: VectorNest, memories: Memories) -> None:
         self._memories = memories
-        self._rows = nest.parameter  # (outer loops); usually of length 1 in all but the first
+        self._rows = nest.parameter  # (outer loops)
+        if nest.parameter.shape[1:] == (1, 1, 1):
+            self._rows = nest.parameter.reshape(-1, 1)
+        self._fold = _fold(nest)
         self._rounding = nest.instruction.rounding
         self.bias: Int32Array = np.empty(0, np.int32)
         self.scaling: Scaling | None = None
 
     def refresh(self) -> None:
         """Take what the memory holds now."""
-        memories, rows = self._memories, self._rows
-        self.bias = memories.bias[rows]
-        multiplier = memories.multiplier[rows] & np.uint32(0x7FFFFFFF)
-        self.scaling = Scaling(multiplier, memories.exponent[rows], self._rounding)
+        memories, rows, fold = self._memories, self._rows, self._fold
+        self.bias = np.tile(memories.bias[rows], fold)
+        multiplier = np.tile(memories.multiplier[rows] & np.uint32(0x7FFFFFFF), fold)
+        exponent = np.tile(memories.exponent[rows], fold)
+        self.scaling = Scaling(multiplier, exponent, self._rounding)
 
 
 def _shared_parameters(
     nest: VectorNest, memories: Memories, cache: LoadedCache[ParameterRows]
 ) -> tuple[ParameterRows, bool]:
-    key = nest.parameter.tobytes(), nest.parameter.shape, nest.instruction.rounding
+    rows = nest.parameter
+    key = rows.tobytes(), rows.shape, nest.instruction.rounding, _fold(nest)
     return cache.get(key, nest.parameter_access, lambda: ParameterRows(nest, memories))
 
 
@@ -167,7 +202,7 @@ class _Plain:
         """Put ``A - a_zero_point`` into ``out``."""
         np.copyto(out, self._a)
         if self._zero_point:
-            out -= np.int32(self._zero_point)
+            np.subtract(out, np.int32(self._zero_point), out=out)
 
 
 class _Window:

@@ -18,7 +18,7 @@ REPEATS = 5
 
 # About 50,000 and a million cycles on 256 elements; the small one also serves cocotb.
 NETWORKS: dict[str, Graph] = {
-    "small": residual_network(32, (16, 32, 64)),
+    "small": residual_network(28, (16, 32, 64)),
     "large": residual_network(64, (32, 64, 128)),
 }
 

@@ -19,6 +19,7 @@ TRANSFER_GAP = 8
 TRANSFER_LATENCY = 40
 MATRIX_LATENCY = 15  # besides rows + columns
 
+FETCH_COST = 1.0  # cycles a beat of instructions counts for although it is hidden
 BESIDE = 0.5
 """Weight of VECTOR's cycles that should hide behind a convolution."""
 
@@ -272,7 +273,8 @@ def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
     waiting = (matrix + vector + latency) / max(1, buffers)  # for accumulators to become free
     slowest = max(load / tiles, matrix + turns, vector, store, waiting)
     first = first_load + matrix + vector + store + latency + TRANSFER_LATENCY
-    return first + (tiles - 1) * slowest
+    instructions = FETCH_COST * tiles * fetched / config.bus_bytes
+    return first + (tiles - 1) * slowest + instructions
 
 
 def _vector_cycles(kernel: Kernel, vectors: int) -> tuple[float, float]:
