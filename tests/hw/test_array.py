@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from amaranth.back import verilog
 from amaranth.sim import Simulator
 
 from weft_hw.config import PRESETS, AcceleratorConfig
@@ -142,3 +144,19 @@ def test_sums_of_extreme_operands_do_not_overflow_a_product_register() -> None:
     left = np.array([[-256] * 4, [255] * 4], dtype=np.int64)
     tile = Tile(weights, left, [0, 1, 2, 3], [0, 1, 2, 3], [4, 5])
     assert run(config, [tile]) == 2
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base16"])
+def test_no_datapath_register_has_a_reset(preset: str) -> None:
+    """Only the bits that say whether something is valid are reset, in the generated Verilog too."""
+    text = verilog.convert(
+        SystolicArray(PRESETS[preset]), name="top", emit_src=False, strip_internal_attrs=True
+    )
+    following = re.findall(r"if \(rst\) begin\s+(\S+) +=", text)
+    assert len(following) == text.count("(rst)")
+    reset = set()
+    for name in following:
+        reset |= set(re.findall(rf"(\S+) <= {re.escape(name)} ;", text))
+    assert reset == {"valid", "swap", "load"}
+    registers = set(re.findall(r"^  reg (?:\[\d+:0\] )?(\S+)", text, flags=re.MULTILINE))
+    assert len(registers - reset) > 4 * PRESETS[preset].rows * PRESETS[preset].columns
