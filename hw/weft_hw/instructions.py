@@ -316,9 +316,11 @@ class Store(_Transfer, opcode=0x40, queue=Queue.STORE, size=48):
 class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
     """A loop nest of array passes: sums of products into the accumulator memory."""
 
-    dataflow: Dataflow = bits(1, "What stays in the array.", kind=Dataflow, supported=(0,))
+    dataflow: Dataflow = bits(1, "What stays in the array.", kind=Dataflow)
     weight_bits: WeightBits = bits(2, "Weight width.", kind=WeightBits, supported=(0,))
-    load_side: LoadSide = bits(1, "Where weight tiles enter.", kind=LoadSide, supported=(0,))
+    load_side: LoadSide = bits(
+        1, "Where weight tiles enter; LEFT only if the array is square.", kind=LoadSide
+    )
     accumulate: Accumulate = bits(1, "First visit of a row.", kind=Accumulate)
     left_memory: Memory = bits(1, "Memory of the left stream.", kind=Memory, supported=(0,))
     top_memory: Memory = bits(
@@ -328,17 +330,13 @@ class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
         supported=(Memory.WEIGHT,),
         default=Memory.WEIGHT,
     )
-    bounds: Bounds = bits(
-        2,
-        "The stream that the coordinates bound.",
-        kind=Bounds,
-        supported=(Bounds.NONE, Bounds.LEFT),
-    )
+    bounds: Bounds = bits(2, "The stream that the coordinates bound.", kind=Bounds)
     left_zero_point: int = bits(8, "Subtracted from each left operand.", signed=True)
-    top_zero_point: int = bits(8, "Subtracted from each top operand.", signed=True, supported=(0,))
+    top_zero_point: int = bits(8, "Subtracted from each top operand.", signed=True)
     counts: tuple[int, ...] = bits(
         COUNT_BITS,
-        "Trips of each loop, outermost first: output tiles, 3 reduction loops, 3 row loops.",
+        "Trips of each loop, outermost first: output tiles, 3 reduction loops, 3 row loops "
+        "(output-stationary: 4 loops over output tiles, 3 over the reduction).",
         length=LOOPS_MATRIX,
         default=1,
     )
@@ -353,10 +351,18 @@ class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
         length=LOOPS_MATRIX,
         signed=True,
     )
-    tile_stride: int = bits(16, "Bytes between the rows of a weight tile.", signed=True)
+    tile_stride: int = bits(
+        16,
+        "Bytes between the rows of a weight tile (output-stationary: accumulator rows between the "
+        "rows of an output tile).",
+        signed=True,
+    )
     accumulator_address: int = bits(ROW_BITS + 1, "First accumulator row.", signed=True)
     accumulator_strides: tuple[int, ...] = bits(
-        ROW_BITS + 1, "Accumulator row stride, by loop.", length=LOOPS_MATRIX, signed=True
+        ROW_BITS + 1,
+        "Accumulator row stride, by loop (output-stationary: the tile loops).",
+        length=LOOPS_MATRIX,
+        signed=True,
     )
     y_origin: int = bits(13, "First coordinate y.", signed=True)
     y_extent: int = bits(COUNT_BITS, "Coordinates y in [0, extent) exist.")
@@ -364,6 +370,13 @@ class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
     x_origin: int = bits(13, "First coordinate x.", signed=True)
     x_extent: int = bits(COUNT_BITS, "Coordinates x in [0, extent) exist.")
     x_steps: tuple[int, ...] = bits(8, "Step of x, by loop.", length=LOOPS_MATRIX, signed=True)
+
+    def unsupported(self) -> str | None:
+        """As :meth:`Instruction.unsupported`; each dataflow has one bound that makes no sense."""
+        stationary = self.dataflow == Dataflow.OUTPUT_STATIONARY
+        if self.bounds == (Bounds.ACCUMULATOR if stationary else Bounds.TOP):
+            return "bounds"
+        return super().unsupported()
 
 
 @dataclass(frozen=True, kw_only=True)

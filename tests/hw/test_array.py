@@ -24,24 +24,28 @@ CONFIGS = {
 
 @dataclass
 class Tile:
-    """A weight tile, the activation rows that meet it, and the cycles in which both enter."""
+    """A weight tile, the activation rows that meet it, and the cycles in which both enter.
+
+    ``sideways``: what enters are the tile's columns.
+    """
 
     weights: np.ndarray
     left: np.ndarray
     weight_cycles: list[int]  # of the tile's rows, in `weight_order`
     weight_order: list[int]
     left_cycles: list[int]
+    sideways: bool = False
 
 
 def operands(rng: np.random.Generator, config: AcceleratorConfig, rows: int) -> tuple:
     """Weights and activations; extreme values are frequent."""
     extreme = rng.random() < 0.3
     if extreme:
-        weights = rng.choice([-128, 127], (config.rows, config.columns))
-        left = rng.choice([-256, -255, 255], (rows, config.rows))
+        weights = rng.choice([-255, 255], (config.rows, config.columns))
+        left = rng.choice([-255, 255], (rows, config.rows))
     else:
-        weights = rng.integers(-128, 128, (config.rows, config.columns))
-        left = rng.integers(-256, 256, (rows, config.rows))
+        weights = rng.integers(-255, 256, (config.rows, config.columns))
+        left = rng.integers(-255, 256, (rows, config.rows))
     return weights.astype(np.int64), left.astype(np.int64)
 
 
@@ -52,7 +56,8 @@ def run(config: AcceleratorConfig, tiles: list[Tile]) -> int:
     for tile in tiles:
         for cycle, row in zip(tile.weight_cycles, tile.weight_order, strict=True):
             assert cycle not in weight_rows
-            weight_rows[cycle] = (row, tile.weights[row])
+            vector = tile.weights[:, row] if tile.sideways else tile.weights[row]
+            weight_rows[cycle] = (row, vector, tile.sideways)
         for number, cycle in enumerate(tile.left_cycles):
             assert cycle not in left_rows
             left_rows[cycle] = (number == 0, tile.left[number])
@@ -70,10 +75,13 @@ def run(config: AcceleratorConfig, tiles: list[Tile]) -> int:
             # What is not valid is noise: it must not matter.
             noise = rng.integers(-100, 100, config.rows + config.columns).tolist()
             ctx.set(array.left_valid, left is not None)
-            ctx.set(array.left_swap, left[0] if left else noise[0] & 1)
+            ctx.set(array.left_swap, bool(left and left[0]))
             ctx.set(array.left, left[1].tolist() if left else noise[: config.rows])
             ctx.set(array.top_valid, top is not None)
             ctx.set(array.top_tag, top[0] if top else noise[0] % config.rows)
+            ctx.set(array.top_all, 0 if top else noise[2] & 1)
+            if config.rows == config.columns:
+                ctx.set(array.top_sideways, top[2] if top else noise[1] & 1)
             ctx.set(array.top, top[1].tolist() if top else noise[config.rows :])
             await ctx.tick()
 
@@ -131,17 +139,17 @@ def test_gaps_and_any_order_of_tile_rows(name: str, rng: np.random.Generator) ->
         left_cycles = np.sort(start + rng.permutation(left_span)[:rows])
         weights, left = operands(rng, config, rows)
         order = rng.permutation(side).tolist()
-        tiles.append(
-            Tile(weights, left, np.sort(weight_cycles).tolist(), order, left_cycles.tolist())
-        )
+        sideways = side == config.columns and bool(rng.integers(2))
+        enter = np.sort(weight_cycles).tolist()
+        tiles.append(Tile(weights, left, enter, order, left_cycles.tolist(), sideways))
         earliest_load, earliest_left = int(left_cycles[0]), int(left_cycles[-1]) + 1
     run(config, tiles)
 
 
 def test_sums_of_extreme_operands_do_not_overflow_a_product_register() -> None:
     config = TINY
-    weights = np.full((4, 4), -128, dtype=np.int64)
-    left = np.array([[-256] * 4, [255] * 4], dtype=np.int64)
+    weights = np.full((4, 4), -255, dtype=np.int64)
+    left = np.array([[-255] * 4, [255] * 4], dtype=np.int64)
     tile = Tile(weights, left, [0, 1, 2, 3], [0, 1, 2, 3], [4, 5])
     assert run(config, [tile]) == 2
 
@@ -160,3 +168,54 @@ def test_no_datapath_register_has_a_reset(preset: str) -> None:
     assert reset == {"valid", "swap", "load"}
     registers = set(re.findall(r"^  reg (?:\[\d+:0\] )?(\S+)", text, flags=re.MULTILINE))
     assert len(registers - reset) > 4 * PRESETS[preset].rows * PRESETS[preset].columns
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("gaps", [False, True])
+def test_sums_stay_and_leave_last_row_first(
+    name: str, gaps: bool, rng: np.random.Generator
+) -> None:
+    """Output tiles of 1, 2, R-1, R, R+1 and more steps, each right behind the one before."""
+    config = CONFIGS[name]
+    side, columns = config.rows, config.columns
+    array = SystolicArray(config)
+    events: list[dict] = []  # what enters, by cycle; a top row one cycle before its left row
+    expected = {}
+    for steps in (1, 2, max(1, side - 1), side, side + 1, 25):
+        left = rng.integers(-255, 256, (steps, side))
+        top = rng.integers(-255, 256, (steps, columns))
+        events.append({"keep": 0})
+        for number in range(steps):
+            events[-1]["top"] = top[number]
+            while gaps and rng.random() < 0.4:
+                events.append({"keep": side})
+            events.append({"keep": side, "left": left[number]})
+        sums = left.T @ top
+        for row in reversed(range(side)):
+            expected[len(events) + array.latency] = sums[row]
+            events.append({"keep": row + 1, "leaves": True})
+    seen = {}
+
+    async def bench(ctx):
+        for cycle in range(max(expected) + 3):
+            if ctx.get(array.output_valid):
+                seen[cycle] = np.array([ctx.get(array.sums[c]) for c in range(columns)])
+            event = events[cycle] if cycle < len(events) else {"keep": 0}
+            noise = rng.integers(-100, 100, columns)
+            ctx.set(array.left_valid, "leaves" in event)
+            ctx.set(array.left_swap, "left" in event)
+            ctx.set(array.left_keep, event["keep"])
+            ctx.set(array.left, event.get("left", np.zeros(side, int)).tolist())
+            ctx.set(array.top_valid, "top" in event)
+            ctx.set(array.top_all, 1)
+            ctx.set(array.top_tag, int(rng.integers(side)))
+            ctx.set(array.top, event.get("top", noise).tolist())
+            await ctx.tick()
+
+    simulator = Simulator(array)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert sorted(seen) == sorted(expected)
+    for cycle, row in expected.items():
+        np.testing.assert_array_equal(seen[cycle], row)

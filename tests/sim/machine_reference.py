@@ -11,9 +11,11 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Accumulate,
     Bounds,
+    Dataflow,
     Head,
     Instruction,
     Load,
+    LoadSide,
     Matrix,
     Memory,
     OperandSource,
@@ -185,20 +187,41 @@ class ReferenceMachine:
     def _matrix(self, instruction: Matrix) -> None:
         if 0 in instruction.counts:
             raise ReferenceFault("ZERO_COUNT")
+        if instruction.load_side == LoadSide.LEFT and self.config.rows != self.config.columns:
+            raise ReferenceFault("UNSUPPORTED_FIELD")
+        if instruction.dataflow == Dataflow.OUTPUT_STATIONARY:
+            self._output_stationary(instruction)
+        else:
+            self._weight_stationary(instruction)
+
+    def _left(self, instruction: Matrix, index: tuple[int, ...]) -> list[int]:
+        if instruction.bounds == Bounds.LEFT and not self._exists(instruction, index):
+            return [0] * self.config.rows
+        address = at(instruction.left_address, instruction.left_strides, index)
+        data = self._bytes(self.activation, address, self.config.rows)
+        return [value - instruction.left_zero_point for value in data]
+
+    def _top(self, instruction: Matrix, address: int) -> list[int]:
+        data = self._bytes(self.weight, address, self.config.columns)
+        return [value - instruction.top_zero_point for value in data]
+
+    def _weight_stationary(self, instruction: Matrix) -> None:
         config = self.config
         for outer in nest(instruction.counts[:4]):
             top = at(instruction.top_address, instruction.top_strides[:4], outer)
             tile = [
-                self._bytes(self.weight, top + r * instruction.tile_stride, config.columns)
+                self._top(instruction, top + r * instruction.tile_stride)
                 for r in range(config.rows)
             ]
+            if instruction.load_side == LoadSide.LEFT:
+                tile = [list(column) for column in zip(*tile, strict=True)]
             for inner in nest(instruction.counts[4:]):
                 index = outer + inner
-                left = [0] * config.rows
-                if instruction.bounds == Bounds.NONE or self._exists(instruction, index):
-                    address = at(instruction.left_address, instruction.left_strides, index)
-                    data = self._bytes(self.activation, address, config.rows)
-                    left = [value - instruction.left_zero_point for value in data]
+                left = self._left(instruction, index)
+                if instruction.bounds == Bounds.ACCUMULATOR and not self._exists(
+                    instruction, index
+                ):
+                    continue
                 row = self._row(
                     at(instruction.accumulator_address, instruction.accumulator_strides, index)
                 )
@@ -206,6 +229,29 @@ class ReferenceMachine:
                 for c in range(config.columns):
                     total = sum(left[r] * tile[r][c] for r in range(config.rows))
                     row[c] = signed((row[c] if adds else 0) + total, 32)
+
+    def _output_stationary(self, instruction: Matrix) -> None:
+        config = self.config
+        for outer in nest(instruction.counts[:4]):
+            sums = [[0] * config.columns for _ in range(config.rows)]
+            for inner in nest(instruction.counts[4:]):
+                index = outer + inner
+                top = [0] * config.columns
+                if instruction.bounds != Bounds.TOP or self._exists(instruction, index):
+                    address = at(instruction.top_address, instruction.top_strides, index)
+                    top = self._top(instruction, address)
+                left = self._left(instruction, index)
+                for r in range(config.rows):
+                    for c in range(config.columns):
+                        sums[r][c] += left[r] * top[c]
+            base = at(instruction.accumulator_address, instruction.accumulator_strides[:4], outer)
+            for r in (0, config.rows - 1):
+                self._row(base + r * instruction.tile_stride)
+            for r in reversed(range(config.rows)):
+                row = self._row(base + r * instruction.tile_stride)
+                adds = instruction.accumulate == Accumulate.ALWAYS_ADD
+                for c in range(config.columns):
+                    row[c] = signed((row[c] if adds else 0) + sums[r][c], 32)
 
     def _vector(self, instruction: Vector) -> None:
         if 0 in instruction.counts:

@@ -10,9 +10,11 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Accumulate,
     Bounds,
+    Dataflow,
     Head,
     Instruction,
     Load,
+    LoadSide,
     Matrix,
     Memory,
     OperandSource,
@@ -194,56 +196,84 @@ class RandomInstructions:
         )
 
     def matrix(self) -> Matrix:
-        """MATRIX: convolution-like, or with accumulator rows that repeat."""
+        """MATRIX: convolution-like, or with accumulator rows that repeat, in either dataflow."""
         config = self.config
         rows, columns = config.rows, config.columns
+        streams = self.pick([False, False, True])
         counts = self.counts((3, 3, 3, 3, 6, 6, 3), 60 if rows * columns > 100 else 150)
         fields = self.coordinates(7)
-        bounds = self.pick([Bounds.NONE, Bounds.LEFT, Bounds.LEFT])
+        bounds = self.pick(
+            [Bounds.NONE, Bounds.LEFT, Bounds.TOP if streams else Bounds.ACCUMULATOR]
+        )
 
-        def exists(index: tuple[int, ...]) -> bool:
-            y = fields["y_origin"] + sum(i * s for i, s in zip(index, fields["y_steps"]))
-            x = fields["x_origin"] + sum(i * s for i, s in zip(index, fields["x_steps"]))
-            inside = 0 <= y < fields["y_extent"] and 0 <= x < fields["x_extent"]
-            return bounds is Bounds.NONE or inside
+        def exists(stream: Bounds) -> Callable[[tuple[int, ...]], bool]:
+            def inside(index: tuple[int, ...]) -> bool:
+                y = fields["y_origin"] + sum(i * s for i, s in zip(index, fields["y_steps"]))
+                x = fields["x_origin"] + sum(i * s for i, s in zip(index, fields["x_steps"]))
+                return 0 <= y < fields["y_extent"] and 0 <= x < fields["x_extent"]
+
+            return inside if bounds is stream else lambda index: True
 
         left, left_strides = self.place(
             counts,
             (0, config.activation_bytes),
             rows,
             steps=self.pick([[rows, 2 * rows, 4 * rows], [1, 4, rows], [1, 3, 7]]),
-            exists=exists,
+            exists=exists(Bounds.LEFT),
         )
         if not -(1 << 19) <= left < 1 << 19:
             left = 0
-        top, top_strides = self.place(
-            (*counts[:4], rows),
-            (0, config.weight_bytes),
-            columns,
-            steps=self.pick([[columns, rows * columns], [1, columns + 1]]),
-        )
-        total = config.accumulator_total_rows
-        if self.pick([True, True, False]):  # one row for each output tile and activation row
-            inner, strides = self.place(
-                (counts[0], *counts[4:]), (0, total), 1, steps=[1, 1, 2], distinct=True
+        weights = (0, config.weight_bytes)
+        steps = self.pick([[columns, rows * columns], [1, columns + 1]])
+        if streams:
+            top, top_strides = self.place(
+                counts, weights, columns, steps=steps, exists=exists(Bounds.TOP)
             )
-            accumulator, accumulator_strides = inner, (strides[0], 0, 0, 0, *strides[1:])
+            accumulator, strides = self._output_tiles(counts[:4])
+            accumulator_strides, tile_stride = (*strides[:4], 1, -7, 99), strides[4]
         else:
-            accumulator, accumulator_strides = self.place(counts, (0, total), 1, steps=[1, 2])
+            top, places = self.place((*counts[:4], rows), weights, columns, steps=steps)
+            top_strides, tile_stride = (*places[:4], 0, 0, 0), places[4]
+            accumulator, accumulator_strides = self._accumulators(
+                counts, exists(Bounds.ACCUMULATOR)
+            )
+        square = rows == columns
         return Matrix(
+            dataflow=Dataflow.OUTPUT_STATIONARY if streams else Dataflow.WEIGHT_STATIONARY,
+            load_side=self.pick(list(LoadSide)) if square else LoadSide.TOP,
             accumulate=self.pick(list(Accumulate)),
             bounds=bounds,
             left_zero_point=self.between(-128, 127),
+            top_zero_point=self.pick([0, 0, self.between(-128, 127)]),
             counts=counts,
             left_address=left,
             left_strides=left_strides,
             top_address=top,
-            top_strides=(*top_strides[:4], 0, 0, 0),
-            tile_stride=top_strides[4],
+            top_strides=top_strides,
+            tile_stride=tile_stride,
             accumulator_address=accumulator,
             accumulator_strides=accumulator_strides,
             **fields,
         )
+
+    def _accumulators(
+        self, counts: Sequence[int], exists: Callable[[tuple[int, ...]], bool]
+    ) -> tuple[int, tuple[int, ...]]:
+        """Accumulator rows: one for each output tile and activation row, or any."""
+        total = self.config.accumulator_total_rows
+        if self.pick([True, True, False]):
+            inner, strides = self.place(
+                (counts[0], *counts[4:]), (0, total), 1, steps=[1, 1, 2], distinct=True
+            )
+            return inner, (strides[0], 0, 0, 0, *strides[1:])
+        return self.place(counts, (0, total), 1, steps=[1, 2], exists=exists)
+
+    def _output_tiles(self, counts: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+        """Accumulator rows of output tiles, one apart from the other or not."""
+        span = (0, self.config.accumulator_total_rows)
+        every = (*counts, self.config.rows)
+        distinct = self.pick([True, False])
+        return self.place(every, span, 1, steps=[1, 1, 2], distinct=distinct)
 
     def vector(self) -> Vector:
         """VECTOR in any of its modes."""

@@ -13,6 +13,7 @@ from weft_hw.instructions import (
     End,
     Instruction,
     Load,
+    LoadSide,
     Matrix,
     Memory,
     Queue,
@@ -114,6 +115,36 @@ FAULTS = {
     "matrix, left": (Matrix(left_address=2045, tile_stride=4), "LOCAL_ADDRESS", 1, 2045),
     "matrix, top": (Matrix(top_address=1021, tile_stride=0), "LOCAL_ADDRESS", 1, 1021),
     "matrix, accumulator": (Matrix(accumulator_address=64), "LOCAL_ADDRESS", 1, 64),
+    "matrix, bounds of top": (Matrix(bounds=2), "UNSUPPORTED_FIELD", 1, None),
+    "outer product, bounds of sums": (Matrix(dataflow=1, bounds=3), "UNSUPPORTED_FIELD", 1, None),
+    "outer product, left": (
+        Matrix(
+            dataflow=1, counts=(1, 1, 1, 1, 1, 1, 3), left_address=-4, left_strides=(0,) * 6 + (2,)
+        ),
+        "LOCAL_ADDRESS",
+        1,
+        -4,
+    ),
+    "outer product, top": (
+        Matrix(
+            dataflow=1, counts=(1, 1, 1, 1, 1, 1, 3), top_address=1019, top_strides=(0,) * 6 + (1,)
+        ),
+        "LOCAL_ADDRESS",
+        1,
+        1021,
+    ),
+    "outer product, first row": (
+        Matrix(dataflow=1, accumulator_address=-1, tile_stride=1),
+        "LOCAL_ADDRESS",
+        1,
+        -1,
+    ),
+    "outer product, last row": (
+        Matrix(dataflow=1, accumulator_address=62, tile_stride=1),
+        "LOCAL_ADDRESS",
+        1,
+        65,
+    ),
     "vector, a": (Vector(a_address=-2), "LOCAL_ADDRESS", 2, -2),
     "vector, b": (Vector(tail=1, b_source=1, b_address=2046), "LOCAL_ADDRESS", 2, 2046),
     "vector, result": (Vector(address=2045), "LOCAL_ADDRESS", 2, 2045),
@@ -162,6 +193,14 @@ def test_faults(name: str, open_engine):
     device.write_memory(0x1000, bytes(range(100, 140)))
     device.run(0x4000, watchdog=WATCHDOG)
     assert device.read_memory(0x2002, 40).tolist() == list(range(100, 140))
+
+
+def test_transposed_load_needs_a_square_array(open_engine):
+    device: Device = open_engine(WIDE, 4096)
+    device.write_memory(0, encode([Matrix(load_side=LoadSide.LEFT)]))
+    with pytest.raises(DeviceFault) as caught:
+        device.run(0, watchdog=WATCHDOG)
+    assert (caught.value.cause.name, caught.value.queue) == ("UNSUPPORTED_FIELD", Queue.MATRIX)
 
 
 def test_program_that_runs_out_of_memory(open_engine):

@@ -17,43 +17,29 @@ from weft_hw.gateware.interfaces import (
     ReadPort,
     instruction_layout,
 )
-from weft_hw.gateware.loops import LoopNest
+from weft_hw.gateware.matrix_rows import row_nest
 from weft_hw.gateware.tile_loader import TileLoader
-from weft_hw.instructions import (
-    LOOPS_MATRIX,
-    ROW_BITS,
-    STRIDE_BITS,
-    TILE_LOOPS_MATRIX,
-    Accumulate,
-    Bounds,
-    Matrix,
-)
+from weft_hw.instructions import Bounds, Dataflow, LoadSide, Matrix
 from weft_hw.registers import FaultCause
 
 __all__ = ["MatrixEngine"]
-
-REDUCTION_LOOPS = slice(1, TILE_LOOPS_MATRIX)
-ROW_LOOPS = slice(TILE_LOOPS_MATRIX, LOOPS_MATRIX)
-
-# One step beyond a valid address never wraps; a coordinate never does at all.
-LEFT_ADDRESS_BITS = STRIDE_BITS + 1
-ACCUMULATOR_BITS = ROW_BITS + 2
-COORDINATE_BITS = 24
 
 
 class MatrixEngine(wiring.Component):
     """Executes MATRIX instructions (``docs/machine.md``) on a :class:`SystolicArray`.
 
-    A :class:`TileLoader` requests weight tiles; the row nest requests activation rows, which pass
+    A :class:`TileLoader` requests weight tiles or top rows; the row nest requests left rows, which
+    pass
 
         nest -> request register -> left memory -> zero point -> array -> accumulator memory
 
     without back-pressure once the left memory has accepted them. A row that lies out of bounds
     takes its turn without a request. The order of the two streams is decided by the requests: see
-    :class:`TileLoader` for the rule and why it holds. A tile takes max(``rows``, its activation
-    rows) cycles if neither memory stalls, also from one instruction to the next: an accepted
-    instruction waits in a register, from which loader and row nest each take it when they have
-    finished with the one before.
+    :class:`TileLoader` for the rule and why it holds. A tile takes max(``rows``, its left rows)
+    cycles if neither memory stalls, also from one instruction to the next: an accepted instruction
+    waits in a register, from which loader and row nest each take it when they have finished with
+    the one before. Output-stationary, an output tile takes its left rows + ``rows`` + 1 cycles: one
+    clears the sums, and each row of sums leaves in a cycle of its own, in which nothing is summed.
 
     An instruction retires once its last row is readable. A fault is reported when every row before
     it has been written and every earlier instruction has retired; after it nothing more happens.
@@ -90,10 +76,10 @@ class MatrixEngine(wiring.Component):
         self._halted = Signal()
 
         front = self._accept(m)
-        row = self._row_nest(m, front)
-        issued = self._request(m, row)
-        self._feed_array(m, row, issued)
-        drained = self._write_back(m, row, issued)
+        row = row_nest(m, self._config, front)
+        drain = self._request(m, row)
+        self._feed_array(m, row, drain)
+        drained = self._write_back(m, row, drain)
         self._report(m, front, row, drained)
         return m
 
@@ -109,20 +95,14 @@ class MatrixEngine(wiring.Component):
         nest_free, nest_start = _bits("nest_free", "nest_start")
         m.d.comb += [
             port.ready.eq(~valid & ~self._halted),
-            unsupported.eq(unsupported_field(None, Matrix, fields)),
+            unsupported.eq(unsupported_field(None, Matrix, fields) | self._unsupported(fields)),
             zero.eq(zero_count(Matrix, fields)),
             sound.eq(valid & ~unsupported & ~zero & ~self._halted),
             loader.start.eq(sound & ~loader_took & loader.free),
             nest_start.eq(sound & ~nest_took & nest_free),
-            loader.address.eq(fields.top_address),
-            loader.tile_stride.eq(fields.tile_stride),
+            loader.instruction.eq(fields),
             loader.halt.eq(self._halted),
         ]
-        for i in range(TILE_LOOPS_MATRIX):
-            m.d.comb += [
-                loader.counts[i].eq(fields.counts[i]),
-                loader.strides[i].eq(fields.top_strides[i]),
-            ]
         loader_offset = Signal.like(offset, name="loader_offset")
         with m.If(loader.start):
             m.d.sync += [loader_took.eq(1), loader_offset.eq(offset)]
@@ -147,125 +127,50 @@ class MatrixEngine(wiring.Component):
             loader_offset=loader_offset,
         )
 
-    def _row_nest(self, m: Module, front: SimpleNamespace) -> SimpleNamespace:
-        """All seven loops, one activation row a step; the current row is checked here."""
-        config = self._config
-        streams = {
-            "left": LEFT_ADDRESS_BITS,
-            "accumulator": ACCUMULATOR_BITS,
-            "y": COORDINATE_BITS,
-            "x": COORDINATE_BITS,
-        }
-        m.submodules.nest = nest = LoopNest(loops=LOOPS_MATRIX, streams=streams)
-        held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
-        offset = Signal.like(front.offset, name="nest_offset")
-        active, step = _bits("nest_active", "nest_step")
-        with m.If(front.nest_start):
-            m.d.sync += [active.eq(1), held.eq(front.fields), offset.eq(front.offset)]
-        with m.Elif(step & nest.finished):
-            m.d.sync += active.eq(0)
-        m.d.comb += [
-            front.nest_free.eq(~active | (step & nest.finished)),
-            nest.load.eq(front.nest_start),
-            nest.advance.eq(step & ~nest.finished),
-            nest.left_base.eq(front.fields.left_address),
-            nest.accumulator_base.eq(front.fields.accumulator_address),
-            nest.y_base.eq(front.fields.y_origin),
-            nest.x_base.eq(front.fields.x_origin),
-        ]
-        for i in range(LOOPS_MATRIX):
-            m.d.comb += [
-                nest.counts[i].eq(Mux(nest.load, front.fields.counts[i], held.counts[i])),
-                nest.left_strides[i].eq(held.left_strides[i]),
-                nest.accumulator_strides[i].eq(held.accumulator_strides[i]),
-                nest.y_strides[i].eq(held.y_steps[i]),
-                nest.x_strides[i].eq(held.x_steps[i]),
-            ]
-
-        # Compared as unsigned numbers, negative ones are too large as well.
-        exists, left_bad, accumulator_bad, bad = _bits(
-            "exists", "left_bad", "accumulator_bad", "bad"
-        )
-        inside = (nest.y.as_unsigned() < held.y_extent) & (nest.x.as_unsigned() < held.x_extent)
-        last_left = config.activation_bytes - config.rows
-        m.d.comb += [
-            exists.eq((held.bounds != Bounds.LEFT) | inside),
-            left_bad.eq(exists & (nest.left.as_unsigned() > last_left)),
-            accumulator_bad.eq(nest.accumulator.as_unsigned() >= config.accumulator_total_rows),
-            bad.eq(left_bad | accumulator_bad),
-        ]
-
-        # The request register.
-        valid, issued = _bits("row_valid", "row_issued")
-        current = Signal(
-            data.StructLayout(
-                {
-                    "address": config.activation_address_bits,
-                    "zero_point": signed(8),
-                    "exists": 1,
-                    "swap": 1,
-                    "accumulator": config.accumulator_address_bits,
-                    "add": 1,
-                    "last": 1,
-                }
-            ),
-            name="row",
-            reset_less=True,
-        )
-        opens_tile = Signal()
-        m.d.comb += [
-            opens_tile.eq(nest.first[ROW_LOOPS].all()),
-            step.eq(active & ~bad & (~valid | issued)),
-        ]
-        with m.If(step):
-            m.d.sync += [
-                valid.eq(1),
-                current.address.eq(nest.left),
-                current.zero_point.eq(held.left_zero_point),
-                current.exists.eq(exists),
-                current.swap.eq(opens_tile),
-                current.accumulator.eq(nest.accumulator),
-                current.add.eq(
-                    (held.accumulate == Accumulate.ALWAYS_ADD) | ~nest.first[REDUCTION_LOOPS].all()
-                ),
-                current.last.eq(nest.finished),
-            ]
-        with m.Elif(issued):
-            m.d.sync += valid.eq(0)
-        return SimpleNamespace(
-            active=active,
-            bad=active & bad,
-            bad_address=Mux(left_bad, nest.left, nest.accumulator),
-            opens_tile=opens_tile,
-            offset=offset,
-            valid=valid,
-            issued=issued,
-            current=current,
-        )
+    def _unsupported(self, fields: data.View) -> Value:
+        """Fields that are executed, but not together, or not by an array that is not square."""
+        stationary = fields.dataflow == Dataflow.OUTPUT_STATIONARY
+        senseless = Mux(stationary, Bounds.ACCUMULATOR, Bounds.TOP)
+        square = self._config.rows == self._config.columns
+        sideways = Const(0, 1) if square else fields.load_side == LoadSide.LEFT
+        return (fields.bounds == senseless) | sideways
 
     @property
     def _row_latency(self) -> int:
         """Cycles from a row's request to its update of the accumulator memory."""
         return READ_LATENCY + 1 + self._array.latency
 
-    def _request(self, m: Module, row: SimpleNamespace) -> Signal:
-        """Requests the row from the left memory as soon as its tile will be in the array."""
+    def _request(self, m: Module, row: SimpleNamespace) -> SimpleNamespace:
+        """Requests the row from the left memory as soon as its tile will be in the array.
+
+        Returns what enters the array beside the rows: ``keep``; ``quiet``: zeros instead of a row;
+        ``sums``: in this cycle a row of sums leaves, to accumulator row ``address``.
+        """
         loader, current = self._loader, row.current
-        recharge = Signal(range(self._config.rows))  # cycles until the next tile may start
+        rows = self._config.rows
+        recharge = Signal(range(rows))  # cycles until the next whole tile may start
         patience = Signal(range(self._row_latency + 4))
-        waiting, allowed = _bits("waiting", "allowed")
-        tile_ready = ~current.swap | (loader.loaded & (recharge == 0))
-        pause = self.update.pause & (patience == 0)
+        waiting, allowed, halts = _bits("waiting", "allowed", "halts")
+        summing = Signal()  # from the cycle after an output tile's clear to its last row of sums
+        remaining = Signal(range(rows + 1))  # rows of sums to be shifted out
+        clears, shifts, closes = _bits("clears", "shifts", "closes")
+        ready = ~current.swap | (loader.loaded & ((recharge == 0) | current.streams))
+        begun = ~current.streams | summing
+        pause = self.update.pause & (patience == 0) & ~current.streams
         m.d.comb += [
-            allowed.eq(row.valid & tile_ready & (waiting | ~(pause | self._halted))),
-            self.left.valid.eq(allowed & current.exists),
+            shifts.eq(remaining != 0),
+            clears.eq(row.valid & current.streams & ~summing),
+            halts.eq(pause | self._halted),
+            allowed.eq(row.valid & ready & begun & ~shifts & (waiting | ~halts)),
+            self.left.valid.eq(allowed & current.reads),
             self.left.address.eq(current.address),
-            row.issued.eq(allowed & (self.left.ready | ~current.exists)),
+            row.issued.eq(allowed & (self.left.ready | ~current.reads)),
             loader.swap_issued.eq(row.issued & current.swap),
+            closes.eq(row.issued & current.closes),
         ]
         m.d.sync += waiting.eq(self.left.valid & ~self.left.ready)
         with m.If(loader.swap_issued):
-            m.d.sync += recharge.eq(self._config.rows - 1)
+            m.d.sync += recharge.eq(rows - 1)
         with m.Elif(recharge != 0):
             m.d.sync += recharge.eq(recharge - 1)
         # Until the gap has reached the accumulator memory, the same wish is not granted twice.
@@ -273,49 +178,93 @@ class MatrixEngine(wiring.Component):
             m.d.sync += patience.eq(self._row_latency + 3)
         with m.Elif(patience != 0):
             m.d.sync += patience.eq(patience - 1)
+
+        address = Signal.like(current.accumulator, name="sums_address", reset_less=True)
+        stride = Signal.like(current.row_stride, name="sums_stride", reset_less=True)
+        add, last = Signal(name="sums_add", reset_less=True), Signal(name="sums_last")
+        with m.If(clears):
+            m.d.sync += summing.eq(1)
+        with m.Elif(remaining == 1):
+            m.d.sync += summing.eq(0)
+        with m.If(closes):
+            m.d.sync += [
+                remaining.eq(rows),
+                address.eq(current.accumulator),
+                stride.eq(current.row_stride),
+                add.eq(current.add),
+                last.eq(current.last),
+            ]
+        with m.Elif(shifts):
+            m.d.sync += [remaining.eq(remaining - 1), address.eq(address - stride)]
+
         left_waits = self.left.valid & ~self.left.ready
         top_waits = self.top.valid & ~self.top.ready & ~row.issued
         m.d.comb += self.engine.stall.eq(left_waits | top_waits)
-        return row.issued
+        return SimpleNamespace(
+            sums=shifts,
+            keep=Mux(shifts, remaining, Mux(summing, rows, 0)),
+            quiet=(clears | summing) & ~row.issued,
+            address=address,
+            add=add,
+            last=last & (remaining == 1),
+        )
 
-    def _feed_array(self, m: Module, row: SimpleNamespace, issued: Signal) -> None:
+    def _feed_array(self, m: Module, row: SimpleNamespace, drain: SimpleNamespace) -> None:
         """Subtracts the zero point of the row that arrives; connects the array's inputs."""
-        rows, columns = self._config.rows, self._config.columns
-        array, loader = self._array, self._loader
-        valid = Signal(READ_LATENCY + 1)  # bit k: k + 1 cycles after the request
+        rows = self._config.rows
+        array, loader, issued = self._array, self._loader, row.issued
+        # Bit or element k: k + 1 cycles after the request.
+        valid = Signal(READ_LATENCY)
+        quiet = Signal(READ_LATENCY)
+        emits = Signal(READ_LATENCY + 1)
         swap = Signal(READ_LATENCY + 1)
-        exists = Signal(READ_LATENCY, reset_less=True)
-        zero_point: Value = row.current.zero_point
+        counts = Signal(READ_LATENCY, reset_less=True)
         m.d.sync += [
             valid.eq(Cat(issued, valid)),
+            quiet.eq(Cat(drain.quiet, quiet)),
+            emits.eq(Cat((issued & ~row.current.streams) | drain.sums, emits)),
             swap.eq(Cat(loader.swap_issued, swap)),
-            exists.eq(Cat(row.current.exists, exists)),
+            counts.eq(Cat(row.current.counts, counts)),
         ]
+        zero_point: Value = row.current.zero_point
         for k in range(READ_LATENCY):
             later = Signal(signed(8), name=f"zero_point_{k + 1}", reset_less=True)
             m.d.sync += later.eq(zero_point)
             zero_point = later
+        keep: Value = drain.keep
+        for k in range(READ_LATENCY + 1):
+            kept = Signal(range(rows + 1), name=f"keep_{k + 1}")
+            m.d.sync += kept.eq(keep)
+            keep = kept
 
         left = Signal(LEFT_BITS * rows, reset_less=True)
         bytes_in = [self.left.data[8 * r : 8 * r + 8].as_signed() for r in range(rows)]
         differences = Cat((x - zero_point)[:LEFT_BITS] for x in bytes_in)
-        with m.If(valid[-2]):
-            m.d.sync += left.eq(Mux(exists[-1], differences, 0))
+        with m.If(valid[-1]):
+            m.d.sync += left.eq(Mux(counts[-1], differences, 0))
+        with m.Elif(quiet[-1]):
+            m.d.sync += left.eq(0)
         m.d.comb += [
-            array.left_valid.eq(valid[-1]),
+            array.left_valid.eq(emits[-1]),
             array.left_swap.eq(swap[-1]),
+            array.left_keep.eq(keep),
             array.left.as_value().eq(left),
             array.top_valid.eq(loader.tile_valid),
+            array.top_all.eq(loader.tile_all),
             array.top_tag.eq(loader.tile_tag),
-            array.top.as_value().eq(loader.tile_row[: 8 * columns]),
+            array.top.eq(loader.tile_row),
             loader.swap.eq(swap[-1]),
         ]
+        if rows == self._config.columns:
+            m.d.comb += array.top_sideways.eq(loader.tile_sideways)
         wiring.connect(m, wiring.flipped(self.top), loader.top)
 
-    def _write_back(self, m: Module, row: SimpleNamespace, issued: Signal) -> Signal:
+    def _write_back(self, m: Module, row: SimpleNamespace, drain: SimpleNamespace) -> Signal:
         """Joins sums with their accumulator rows, which wait in order; retires instructions."""
         array, update, current = self._array, self.update, row.current
-        shape = data.StructLayout({"address": update.address.shape(), "add": 1, "last": 1})
+        shape = data.StructLayout(
+            {"address": update.address.shape(), "add": 1, "drop": 1, "last": 1}
+        )
         depth = 1 << (self._row_latency - 1).bit_length()
         tokens: memory.Memory = memory.Memory(shape=shape, depth=depth, init=[])
         m.submodules.tokens = tokens
@@ -325,25 +274,27 @@ class MatrixEngine(wiring.Component):
         retiring = Signal(UPDATE_LATENCY)
         settling = Signal(UPDATE_LATENCY)
         drained = Signal()
+        leaves = array.output_valid
         m.d.comb += [
-            write.en.eq(issued),
+            write.en.eq((row.issued & ~current.streams) | drain.sums),
             write.addr.eq(pushed[:-1]),
-            write.data.address.eq(current.accumulator),
-            write.data.add.eq(current.add),
-            write.data.last.eq(current.last),
+            write.data.address.eq(Mux(drain.sums, drain.address, current.accumulator)),
+            write.data.add.eq(Mux(drain.sums, drain.add, current.add)),
+            write.data.drop.eq(~drain.sums & current.drop),
+            write.data.last.eq(Mux(drain.sums, drain.last, current.last)),
             read.addr.eq(popped[:-1]),
-            update.valid.eq(array.output_valid),
+            update.valid.eq(leaves & ~read.data.drop),
             update.address.eq(read.data.address),
             update.add.eq(read.data.add),
             update.data.eq(array.sums.as_value()),
             self.engine.retire.eq(retiring[-1] & ~self._halted),
-            drained.eq((pushed == popped) & ~settling.any()),
+            drained.eq((pushed == popped) & ~settling.any() & ~drain.sums),
         ]
         m.d.sync += [
-            pushed.eq(pushed + issued),
-            popped.eq(popped + update.valid),
-            retiring.eq(Cat(update.valid & read.data.last, retiring)),
-            settling.eq(Cat(update.valid, settling)),
+            pushed.eq(pushed + write.en),
+            popped.eq(popped + leaves),
+            retiring.eq(Cat(leaves & read.data.last, retiring)),
+            settling.eq(Cat(leaves, settling)),
         ]
         return drained
 
@@ -354,8 +305,8 @@ class MatrixEngine(wiring.Component):
         engine, loader = self.engine, self._loader
         reported = Signal()
         fault = engine.fault
-        tile_missing = ~loader.loaded & Mux(row.valid, row.current.swap, row.bad & row.opens_tile)
-        row_reached = row.bad & ~row.valid & (loader.loaded | ~row.opens_tile)
+        tile_missing = ~loader.loaded & Mux(row.valid, row.current.swap, row.bad & row.swap)
+        row_reached = row.bad & ~row.valid & (loader.loaded | ~row.swap)
         with m.If(loader.bad & tile_missing):
             m.d.comb += [
                 fault.valid.eq(1),

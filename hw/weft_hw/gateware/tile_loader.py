@@ -1,23 +1,35 @@
-"""Fetches the weight tiles of MATRIX instructions ahead of their use and feeds the array's top."""
+"""Fetches what MATRIX instructions put into the array's top, ahead of its use."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import READ_LATENCY, ReadPort
+from weft_hw.gateware.array import TOP_BITS
+from weft_hw.gateware.interfaces import READ_LATENCY, ReadPort, instruction_layout
 from weft_hw.gateware.loops import LoopNest
-from weft_hw.instructions import COUNT_BITS, STRIDE_BITS, TILE_LOOPS_MATRIX
+from weft_hw.instructions import (
+    LOOPS_MATRIX,
+    STRIDE_BITS,
+    TILE_LOOPS_MATRIX,
+    Bounds,
+    Dataflow,
+    LoadSide,
+    Matrix,
+)
 
 __all__ = ["TOP_ADDRESS_BITS", "TileLoader"]
 
 TOP_ADDRESS_BITS = STRIDE_BITS + 1  # one step beyond a valid address never wraps
 
-TILE_STRIDE_BITS = 16
+COORDINATE_BITS = 24
 
 
 class TileLoader(wiring.Component):
     """Reads the rows of an instruction's weight tiles, in order, as early as the array allows.
+
+    In the output-stationary dataflow each top row is a tile of one row, which all rows of the array
+    take; one that lies out of bounds is passed over.
 
     Rows wait in a buffer of ``READ_LATENCY + 2`` rows, just enough for one row a cycle. From there
     row 0 of a tile may enter the array from the cycle in which the previous tile's swap enters it;
@@ -25,9 +37,9 @@ class TileLoader(wiring.Component):
     memory's readiness in the same cycle.
 
     A row requested in cycle g and not held back enters the array in cycle g + READ_LATENCY + 1. So
-    all rows of a tile are in the array before an activation that enters READ_LATENCY + 1 cycles
-    after its own request in cycle a, provided that they were requested before a, and that a is at
-    least ``rows`` cycles after the request of the previous tile's first activation.
+    all rows of a tile are in the array before a left row that enters READ_LATENCY + 1 cycles after
+    its own request in cycle a, provided that they were requested before a, and that a is at least
+    as many cycles after the request of the previous tile's first left row as the tile has rows.
 
     Parameters
     ----------
@@ -37,19 +49,19 @@ class TileLoader(wiring.Component):
     -------
     start : In(1)
         Take a new instruction; only while ``free``.
-    counts, address, strides, tile_stride : In
-        Its fields (the four tile loops' for arrays), valid in that cycle.
+    instruction : In(layout of Matrix)
+        Its fields, valid in that cycle.
     free : Out(1)
         A new instruction may start in this cycle.
     halt : In(1)
         Request nothing more.
     top : Out(ReadPort)
-    tile_valid, tile_tag, tile_row : Out
-        To the array.
+    tile_valid, tile_all, tile_sideways, tile_tag, tile_row : Out
+        To the array's top; elements have had their zero point subtracted.
     swap : In(1)
-        A tile's first activation enters the array in this cycle.
+        A tile's first left row enters the array in this cycle.
     swap_issued : In(1)
-        A tile's first activation is requested in this cycle.
+        A tile's first left row is requested in this cycle.
     loaded : Out(1)
         All rows of the next tile to be swapped in were requested in earlier cycles.
     bad, bad_address : Out(1), Out(signed)
@@ -58,20 +70,18 @@ class TileLoader(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        loops = TILE_LOOPS_MATRIX
         super().__init__(
             {
                 "start": In(1),
-                "counts": In(data.ArrayLayout(COUNT_BITS, loops)),
-                "address": In(signed(STRIDE_BITS)),
-                "strides": In(data.ArrayLayout(signed(STRIDE_BITS), loops)),
-                "tile_stride": In(signed(TILE_STRIDE_BITS)),
+                "instruction": In(instruction_layout(Matrix)),
                 "free": Out(1),
                 "halt": In(1),
                 "top": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "tile_valid": Out(1),
+                "tile_all": Out(1),
+                "tile_sideways": Out(1),
                 "tile_tag": Out(range(config.rows)),
-                "tile_row": Out(8 * config.columns),
+                "tile_row": Out(data.ArrayLayout(signed(TOP_BITS), config.columns)),
                 "swap": In(1),
                 "swap_issued": In(1),
                 "loaded": Out(1),
@@ -82,68 +92,78 @@ class TileLoader(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        self._row = data.StructLayout({"zero_point": signed(8), "last": 1, "all": 1, "sideways": 1})
         credit = Signal()
-        issued, last_row = self._requests(m, credit)
-        popped = self._buffer(m)
+        issued, row = self._requests(m, credit)
+        popped = self._buffer(m, row)
 
         # Rows requested and not yet in the array; all of them must find a place in the buffer.
         outstanding = Signal(range(READ_LATENCY + 3))
         m.d.comb += credit.eq(outstanding < READ_LATENCY + 2)
         m.d.sync += outstanding.eq(outstanding + issued - popped)
 
-        # Tiles requested whole whose first activation is still to be requested.
-        tiles = Signal(range(2 + (READ_LATENCY + 2) // 2))
+        # Tiles requested whole whose first left row is still to be requested: those of one row that
+        # are outstanding, and one in the shadow registers.
+        tiles = Signal(range(READ_LATENCY + 4))
         m.d.comb += self.loaded.eq(tiles != 0)
-        m.d.sync += tiles.eq(tiles + (issued & last_row) - self.swap_issued)
+        m.d.sync += tiles.eq(tiles + (issued & row.last) - self.swap_issued)
         return m
 
     def _requests(self, m: Module, credit: Signal) -> tuple[Signal, Signal]:
         """The loop nest and, behind it, a register that holds the request."""
         rows = self._config.rows
         m.submodules.nest = nest = LoopNest(
-            loops=TILE_LOOPS_MATRIX + 1, streams={"top": TOP_ADDRESS_BITS}
+            loops=LOOPS_MATRIX + 1,
+            streams={"top": TOP_ADDRESS_BITS, "y": COORDINATE_BITS, "x": COORDINATE_BITS},
         )
-        held = Signal(
-            data.StructLayout(
-                {
-                    "counts": self.counts.shape(),
-                    "strides": self.strides.shape(),
-                    "tile_stride": signed(TILE_STRIDE_BITS),
-                }
-            ),
-            reset_less=True,
-        )
+        held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
         active = Signal()
         step = Signal()
         with m.If(self.start):
-            m.d.sync += [
-                active.eq(1),
-                held.counts.eq(self.counts),
-                held.strides.eq(self.strides),
-                held.tile_stride.eq(self.tile_stride),
-            ]
+            m.d.sync += [active.eq(1), held.eq(self.instruction)]
         with m.Elif(step & nest.finished):
             m.d.sync += active.eq(0)
-        strides = [held.strides[i] for i in range(TILE_LOOPS_MATRIX)] + [held.tile_stride]
         m.d.comb += [
             nest.load.eq(self.start),
             nest.advance.eq(step & ~nest.finished),
-            nest.top_base.eq(self.address),
-            nest.counts[TILE_LOOPS_MATRIX].eq(rows),
+            nest.top_base.eq(self.instruction.top_address),
+            nest.y_base.eq(self.instruction.y_origin),
+            nest.x_base.eq(self.instruction.x_origin),
         ]
-        for i in range(TILE_LOOPS_MATRIX):
-            m.d.comb += nest.counts[i].eq(Mux(self.start, self.counts[i], held.counts[i]))
-        for i, stride in enumerate(strides):
-            m.d.comb += nest.top_strides[i].eq(stride)
+        streams = Signal()
+        next_streams = Signal()
+        m.d.comb += [
+            streams.eq(held.dataflow == Dataflow.OUTPUT_STATIONARY),
+            next_streams.eq(
+                Mux(self.start, self.instruction.dataflow == Dataflow.OUTPUT_STATIONARY, streams)
+            ),
+        ]
+        for i in range(LOOPS_MATRIX):
+            count = Mux(self.start, self.instruction.counts[i], held.counts[i])
+            outer = i < TILE_LOOPS_MATRIX
+            m.d.comb += [
+                nest.counts[i].eq(count if outer else Mux(next_streams, count, 1)),
+                nest.top_strides[i].eq(held.top_strides[i]),
+                nest.y_strides[i].eq(held.y_steps[i]),
+                nest.x_strides[i].eq(held.x_steps[i]),
+            ]
+        m.d.comb += [
+            nest.counts[LOOPS_MATRIX].eq(Mux(next_streams, 1, rows)),
+            nest.top_strides[LOOPS_MATRIX].eq(held.tile_stride),
+        ]
 
+        inside = (nest.y.as_unsigned() < held.y_extent) & (nest.x.as_unsigned() < held.x_extent)
         last_address = self._config.weight_bytes - self._config.columns
-        outside = nest.top.as_unsigned() > last_address  # a negative one, too
+        exists = Signal()
+        outside = Signal()
         request = Signal()
         waiting = Signal()
-        last_row = Signal(reset_less=True)
+        row = Signal(self._row, reset_less=True)
         address = Signal.like(self.top.address, reset_less=True)
         issued = Signal()
         m.d.comb += [
+            exists.eq((held.bounds != Bounds.TOP) | inside),
+            outside.eq(exists & (nest.top.as_unsigned() > last_address)),  # a negative one, too
             self.bad.eq(active & outside),
             self.bad_address.eq(nest.top),
             self.top.valid.eq(request & credit & (~self.halt | waiting)),
@@ -155,39 +175,52 @@ class TileLoader(wiring.Component):
         m.d.sync += waiting.eq(self.top.valid & ~self.top.ready)
         with m.If(step):
             m.d.sync += [
-                request.eq(1),
+                request.eq(exists),
                 address.eq(nest.top),
-                last_row.eq(nest.last[TILE_LOOPS_MATRIX]),
+                row.zero_point.eq(held.top_zero_point),
+                row.last.eq(nest.last[LOOPS_MATRIX]),
+                row.all.eq(streams),
+                row.sideways.eq((held.load_side == LoadSide.LEFT) & ~streams),
             ]
         with m.Elif(issued):
             m.d.sync += request.eq(0)
-        return issued, last_row
+        return issued, row
 
-    def _buffer(self, m: Module) -> Signal:
+    def _buffer(self, m: Module, row: Signal) -> Signal:
         """Rows that have arrived, and the rule by which they enter the array."""
+        columns = self._config.columns
+        arriving = row
+        for k in range(READ_LATENCY):
+            later = Signal(self._row, name=f"row_{k + 1}", reset_less=True)
+            m.d.sync += later.eq(arriving)
+            arriving = later
+
         depth = 1 << (READ_LATENCY + 1).bit_length()
-        rows: memory.Memory = memory.Memory(shape=8 * self._config.columns, depth=depth, init=[])
+        shape = data.StructLayout({"row": self._row, "elements": TOP_BITS * columns})
+        rows: memory.Memory = memory.Memory(shape=shape, depth=depth, init=[])
         m.submodules.rows = rows
         write, read = rows.write_port(), rows.read_port(domain="comb")
         pushed = Signal(range(2 * depth))  # one more bit than an address, to tell full from empty
         popped = Signal(range(2 * depth))
         shadow_full = Signal()
         tag = Signal(range(self._config.rows))
+        taken = [self.top.data[8 * c : 8 * c + 8].as_signed() for c in range(columns)]
         m.d.comb += [
             write.addr.eq(pushed[:-1]),
-            write.data.eq(self.top.data[: 8 * self._config.columns]),
+            write.data.row.eq(arriving),
+            write.data.elements.eq(Cat((x - arriving.zero_point)[:TOP_BITS] for x in taken)),
             write.en.eq(self.top.data_valid),
             read.addr.eq(popped[:-1]),
-            self.tile_row.eq(read.data),
+            self.tile_row.as_value().eq(read.data.elements),
+            self.tile_all.eq(read.data.row.all),
+            self.tile_sideways.eq(read.data.row.sideways),
             self.tile_tag.eq(tag),
             self.tile_valid.eq((pushed != popped) & (~shadow_full | self.swap)),
         ]
-        m.d.sync += [
-            pushed.eq(pushed + self.top.data_valid),
-            popped.eq(popped + self.tile_valid),
-            tag.eq(tag + self.tile_valid),
-        ]
-        with m.If(self.tile_valid & (tag == self._config.rows - 1)):
+        m.d.sync += [pushed.eq(pushed + self.top.data_valid), popped.eq(popped + self.tile_valid)]
+        with m.If(self.tile_valid):
+            m.d.sync += tag.eq(Mux(read.data.row.last, 0, tag + 1))
+        with m.If(self.tile_valid & read.data.row.last):
             m.d.sync += shadow_full.eq(1)
         with m.Elif(self.swap):
             m.d.sync += shadow_full.eq(0)

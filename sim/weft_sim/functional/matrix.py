@@ -6,7 +6,8 @@ sums, not the operands, and everything from there on is int32, modulo 2^32::
 
     sum_k (left[k] - z) * tile[k]  =  sum_k left[k] * tile[k]  -  z * sum_k tile[k]
 
-A left row that does not exist reads as z, hence adds nothing.
+A left row that does not exist reads as z, hence adds nothing. (The zero point of the top operand is
+taken off the tile.) The output-stationary dataflow has a module of its own.
 """
 
 import itertools
@@ -17,9 +18,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from weft_hw.instructions import TILE_LOOPS_MATRIX, Accumulate, Bounds, Matrix
+from weft_hw.instructions import (
+    TILE_LOOPS_MATRIX,
+    Accumulate,
+    Bounds,
+    Dataflow,
+    LoadSide,
+    Matrix,
+)
 from weft_hw.registers import FaultCause
 from weft_sim.functional.loaded import LoadedCache
+from weft_sim.functional.matrix_outer import OuterProductStep
 from weft_sim.functional.memories import FILL_BYTES, Memories, Scratch
 from weft_sim.functional.nests import (
     Addresses,
@@ -27,7 +36,9 @@ from weft_sim.functional.nests import (
     access,
     affine,
     disjoint,
+    existing,
     first_trip,
+    inside,
     strided,
     trips,
 )
@@ -37,6 +48,7 @@ from weft_sim.race_check import Access, Space
 __all__ = ["Weights", "prepare_matrix"]
 
 EXACT_REDUCTION = 1024
+EXACT_REDUCTION_WIDE = 512  # where a tile's elements have 9 bits, less a zero point
 
 Int32Array = NDArray[np.int32]
 Float32Array = NDArray[np.float32]
@@ -54,12 +66,8 @@ class _Nest:
         self.accumulator = affine(
             instruction.accumulator_address, instruction.accumulator_strides, counts
         )
-        self.exists: NDArray[np.bool_] | None = None
-        if instruction.bounds is Bounds.LEFT:
-            y = affine(instruction.y_origin, instruction.y_steps, counts)
-            x = affine(instruction.x_origin, instruction.x_steps, counts)
-            inside = (y >= 0) & (y < instruction.y_extent) & (x >= 0) & (x < instruction.x_extent)
-            self.exists = None if inside.all() else inside
+        self.exists = inside(instruction, Bounds.LEFT)
+        self.written = inside(instruction, Bounds.ACCUMULATOR)
         tile_counts = counts[:TILE_LOOPS_MATRIX]
         tiles = affine(
             instruction.top_address, instruction.top_strides[:TILE_LOOPS_MATRIX], tile_counts
@@ -74,6 +82,8 @@ class _Nest:
         if self.exists is not None:
             left_bad = left_bad & self.exists
         row_bad = (self.accumulator < 0) | (self.accumulator >= config.accumulator_total_rows)
+        if self.written is not None:
+            row_bad = row_bad & self.written
         top_bad = (self.top < 0) | (self.top + config.columns > config.weight_bytes)
         tile_bad: NDArray[np.bool_] = np.any(top_bad, axis=-1)
         if not (left_bad.any() or row_bad.any() or tile_bad.any()):
@@ -101,6 +111,8 @@ class _Nest:
     @property
     def reduces_in_place(self) -> bool:
         """Whether each accumulator row belongs to one output tile and one activation row."""
+        if self.written is not None:
+            return False
         tiles, _, _, _, *rows = self.counts
         if self.accumulator.shape[1:TILE_LOOPS_MATRIX] != (1, 1, 1):
             return False
@@ -108,14 +120,11 @@ class _Nest:
 
     def accesses(self) -> list[Access]:
         """Reads of both operands, writes of accumulator rows."""
-        left = self.left
-        if self.exists is not None:
-            left, exists = np.broadcast_arrays(left, self.exists)
-            left = left[exists]
+        left, rows = existing(self.left, self.exists), existing(self.accumulator, self.written)
         return [
             access(Space.ACTIVATION, left, self.config.rows, write=False),
             access(Space.WEIGHT, self.top, self.config.columns, write=False),
-            access(Space.ACCUMULATOR, self.accumulator, 1, write=True),
+            access(Space.ACCUMULATOR, rows, 1, write=True),
         ]
 
 
@@ -143,6 +152,9 @@ class Weights:
             top = np.moveaxis(top, 0, -1)
             shape = (self.depth, tiles * columns)
         self._zero_point = nest.instruction.left_zero_point
+        self._top_zero_point = nest.instruction.top_zero_point
+        self._sideways = nest.instruction.load_side is LoadSide.LEFT
+        self._by_tile = (tiles, -1, columns, columns)
         self._gather = ByteGather(memories.weight, top, None, columns, pool=scratch.indexes)
         self._scratch = scratch
         scratch.reserve("bytes", self._gather.size)
@@ -153,7 +165,12 @@ class Weights:
         """Take the tiles from the weight scratchpad."""
         tiles = self._scratch.get("bytes", np.int8, (self._gather.size,))
         self._gather.read(self._gather.target(tiles))
-        np.copyto(self.matrix, tiles.reshape(self.matrix.shape))
+        if self._sideways:  # byte r of a tile's row c is its element (r, c)
+            self._take_transposed(tiles)
+        else:
+            np.copyto(self.matrix, tiles.reshape(self.matrix.shape))
+        if self._top_zero_point:
+            np.subtract(self.matrix, self._top_zero_point, out=self.matrix)
         if not self._zero_point:
             return
         total = np.zeros(self.offsets.size, np.int64)
@@ -161,6 +178,15 @@ class Weights:
             piece = self.matrix[..., start : start + EXACT_REDUCTION, :]
             total += piece.sum(axis=-2).reshape(-1).astype(np.int64)
         self.offsets.reshape(-1)[:] = (self._zero_point * total).astype(np.int32)
+
+    def _take_transposed(self, tiles: NDArray[np.int8]) -> None:
+        count, _, columns, _ = self._by_tile
+        if self.matrix.ndim == 2:
+            shape = (-1, columns, count, columns)
+            order = (0, 3, 2, 1)
+        else:
+            shape, order = self._by_tile, (0, 1, 3, 2)
+        np.copyto(self.matrix, tiles.reshape(shape).transpose(order).reshape(self.matrix.shape))
 
 
 def _shared_weights(
@@ -172,7 +198,9 @@ def _shared_weights(
         instruction.counts[:TILE_LOOPS_MATRIX],
         instruction.top_strides[:TILE_LOOPS_MATRIX],
         instruction.tile_stride,
+        instruction.load_side,
         instruction.left_zero_point,
+        instruction.top_zero_point,
         nest.left_repeats,
     )
     read = access(Space.WEIGHT, nest.top, nest.config.columns, write=False)
@@ -183,6 +211,11 @@ def prepare_matrix(
     instruction: Matrix, memories: Memories, scratch: Scratch, cache: LoadedCache[Weights]
 ) -> Step:
     """The fastest step that executes a MATRIX exactly."""
+    config = memories.config
+    if instruction.load_side is LoadSide.LEFT and config.rows != config.columns:
+        raise Faulted(FaultCause.UNSUPPORTED_FIELD)
+    if instruction.dataflow is Dataflow.OUTPUT_STATIONARY:
+        return OuterProductStep(instruction, memories)
     nest = _Nest(instruction, memories)
     if nest.reduces_in_place:
         return _ProductStep(nest, memories, scratch, cache)
@@ -262,9 +295,11 @@ class _ProductStep:
             by_row = result.reshape(self._target.shape)
         left = scratch.get("left", np.float32, left_shape)
         matrix = self._weights.matrix
+        wide = self._nest.instruction.top_zero_point != 0
+        exact = EXACT_REDUCTION_WIDE if wide else EXACT_REDUCTION
         pieces = [
-            (left[..., k : k + EXACT_REDUCTION], matrix[..., k : k + EXACT_REDUCTION, :])
-            for k in range(0, depth, EXACT_REDUCTION)
+            (left[..., k : k + exact], matrix[..., k : k + exact, :])
+            for k in range(0, depth, exact)
         ]
         return _Buffers(
             gather.target(gathered), gathered.reshape(left_shape), left, pieces, result, by_row
@@ -302,6 +337,7 @@ class _TileByTileStep:
         self._left = np.broadcast_to(nest.left, counts)
         self._rows = np.broadcast_to(nest.accumulator, counts)
         self._exists = None if nest.exists is None else np.broadcast_to(nest.exists, counts)
+        self._written = None if nest.written is None else np.broadcast_to(nest.written, counts)
 
     def execute(self) -> None:
         """Visit every tile."""
@@ -313,6 +349,9 @@ class _TileByTileStep:
         tops = np.broadcast_to(nest.top, (*tile_counts, nest.config.rows))
         for index in itertools.product(*map(range, tile_counts)):
             tile = weight[tops[index][:, np.newaxis] + down].astype(np.float64)
+            tile -= instruction.top_zero_point
+            if instruction.load_side is LoadSide.LEFT:
+                tile = tile.T
             addresses = self._left[index].ravel()
             exists = None if self._exists is None else self._exists[index].ravel()
             if exists is not None:
@@ -323,6 +362,9 @@ class _TileByTileStep:
                 left[~exists] = 0
             sums = (left @ tile).astype(np.int32)
             rows = self._rows[index].ravel()
+            if self._written is not None:
+                written = self._written[index].ravel()
+                rows, sums = rows[written], sums[written]
             overwrites = instruction.accumulate is Accumulate.OVERWRITE_FIRST
             if overwrites and index[1:] == (0, 0, 0):
                 last = len(rows) - 1 - np.unique(rows[::-1], return_index=True)[1]

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft_hw.errors import WeftError
+from weft_hw.instructions import Bounds, Matrix
 from weft_sim.race_check import Access, Space
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "access",
     "affine",
     "disjoint",
+    "existing",
     "first_trip",
+    "inside",
     "merged",
     "strided",
     "trips",
@@ -64,6 +67,25 @@ def affine(base: int, strides: Sequence[int], counts: Sequence[int]) -> Addresse
 def first_trip(where: NDArray[np.bool_], counts: Sequence[int]) -> int:
     """Number, in loop order, of the first trip for which a broadcast condition holds."""
     return int(np.argmax(np.broadcast_to(where, counts)))
+
+
+def inside(instruction: Matrix, stream: Bounds) -> NDArray[np.bool_] | None:
+    """Which trips exist, by index, for the stream that a MATRIX bounds; None: all."""
+    if instruction.bounds is not stream:
+        return None
+    counts = instruction.counts
+    y = affine(instruction.y_origin, instruction.y_steps, counts)
+    x = affine(instruction.x_origin, instruction.x_steps, counts)
+    exists = (y >= 0) & (y < instruction.y_extent) & (x >= 0) & (x < instruction.x_extent)
+    return None if exists.all() else exists
+
+
+def existing(addresses: Addresses, exists: NDArray[np.bool_] | None) -> Addresses:
+    """The addresses of the accesses that take place."""
+    if exists is None:
+        return addresses
+    addresses, exists = np.broadcast_arrays(addresses, exists)
+    return addresses[exists]
 
 
 def merged(addresses: Addresses, width: int) -> tuple[Addresses, Addresses]:
