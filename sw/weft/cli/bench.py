@@ -1,13 +1,14 @@
 """`weft bench`: figures with units, as text and as JSON."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from weft.cli.options import ConfigOption, JsonOption
-from weft.cli.output import Output
-from weft_hw import load_config
+from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
+from weft.cli.output import Output, Stage
+from weft.errors import InputError
+from weft_hw import AcceleratorConfig, load_config
 
 __all__ = ["application"]
 
@@ -45,3 +46,112 @@ def simulators(
         )
     output.console.print(table)
     output.result({"config": chosen.name, "results": results})
+
+
+WeightBitsOption = Annotated[
+    int, typer.Option("--weight-bits", help="Width of the weights; 8.", metavar="8")
+]
+
+
+@application.command("gemm")
+def gemm(
+    shape: Annotated[
+        tuple[int, int, int],
+        typer.Option("--shape", help="X is M by K, W is K by N.", metavar="M K N"),
+    ] = (512, 512, 512),
+    config: ConfigOption = "base16",
+    weight_bits: WeightBitsOption = 8,
+    engine: EngineOption = "rtl",
+    latency: LatencyOption = 20,
+    repeat: Annotated[
+        int, typer.Option("--repeat", min=1, help="Products back to back in one program.")
+    ] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """A matrix product Y = X W of int8 operands in DRAM, every element checked."""
+    output = Output(as_json=as_json)
+    chosen = _bench_config(config, weight_bits)
+    from weft.benchmarks.gemm import bench_gemm
+
+    with output.stages() as stage:
+        stage(f"{shape[0]} x {shape[1]} x {shape[2]} on {engine}", None)
+        options = _engine_options(engine, latency, stage)
+        results = bench_gemm(chosen, shape, engine=engine, repeat=repeat, **options)
+    _show(output, results)
+    output.result(
+        {
+            "config": chosen.name,
+            "engine": engine,
+            "shape": list(shape),
+            "repeat": repeat,
+            "weight_bits": weight_bits,
+            "latency": options.get("latency"),
+            "results": results,
+        }
+    )
+
+
+@application.command("conv")
+def convolution(
+    shape: Annotated[
+        tuple[int, int, int, int],
+        typer.Option("--shape", help="Input H, W, C and output channels K.", metavar="H W C K"),
+    ] = (16, 16, 64, 64),
+    kernel: Annotated[int, typer.Option("--kernel", min=1, help="Side of the kernel.")] = 3,
+    stride: Annotated[int, typer.Option("--stride", min=1, help="Of both axes.")] = 1,
+    config: ConfigOption = "base16",
+    weight_bits: WeightBitsOption = 8,
+    engine: EngineOption = "rtl",
+    latency: LatencyOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """A compiled int8 convolution, padded by half its kernel, every element checked."""
+    output = Output(as_json=as_json)
+    chosen = _bench_config(config, weight_bits)
+    from weft.benchmarks.convolution import bench_convolution
+
+    with output.stages() as stage:
+        stage(f"{kernel} x {kernel} convolution on {engine}", None)
+        options = _engine_options(engine, latency, stage)
+        results = bench_convolution(chosen, shape, kernel, engine=engine, stride=stride, **options)
+    _show(output, results)
+    output.result(
+        {
+            "config": chosen.name,
+            "engine": engine,
+            "shape": list(shape),
+            "kernel": kernel,
+            "stride": stride,
+            "weight_bits": weight_bits,
+            "latency": options.get("latency"),
+            "results": results,
+        }
+    )
+
+
+def _bench_config(config: str | None, weight_bits: int) -> AcceleratorConfig:
+    chosen = load_config(config or "base16")
+    if weight_bits != 8:
+        raise InputError(
+            f"`--weight-bits` must be 8, the width that is measured; not {weight_bits}"
+        )
+    return chosen
+
+
+def _engine_options(engine: str, latency: int, stage: Stage) -> dict[str, Any]:
+    return {"latency": latency, "progress": stage} if engine == "rtl" else {}
+
+
+def _show(output: Output, results: list[dict[str, Any]]) -> None:
+    """One row a product; each engine's share of the cycles: at work, waiting, held back."""
+    table = Table("product", "cycles", "utilization", "engine", "busy", "wait", "stall")
+    for entry in results:
+        if entry["cycles"] is None:
+            table.add_row(entry["product"], "-", "-", "-", "-", "-", "-")
+            continue
+        first = (entry["product"], f"{entry['cycles']:,}", f"{entry['utilization']:.2%}")
+        for engine, stalls in entry["stalls"].items():
+            counts = (f"{stalls[kind]:,}" for kind in ("busy", "wait", "stall"))
+            table.add_row(*first, engine, *counts)
+            first = ("", "", "")
+    output.console.print(table)

@@ -1,0 +1,133 @@
+"""`weft bench gemm` and `weft bench conv`: right results, figures, and that an error is noticed."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from weft.benchmarks.convolution import bench_convolution
+from weft.benchmarks.gemm import bench_gemm
+from weft.benchmarks.product import Addresses, Product
+from weft.benchmarks.product_schedule import product_program
+from weft.cli import main
+from weft.errors import InputError
+from weft_hw import AcceleratorConfig
+from weft_hw.config import PRESETS
+from weft_hw.instructions import Matrix, Store, decode_stream
+from weft_sim.functional import FunctionalDevice
+
+WIDE = dataclasses.replace(
+    PRESETS["tiny"], name="wide", rows=4, columns=8, vector_lanes=8, weight_bytes=2048
+)
+TALL = dataclasses.replace(
+    PRESETS["tiny"], name="tall", rows=8, columns=4, vector_lanes=4, activation_bytes=4096
+)
+CONFIGS = [PRESETS["tiny"], PRESETS["base16"], PRESETS["edge8"], WIDE, TALL]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+@pytest.mark.parametrize("seed", range(6))
+def test_random_products_are_exact(config: AcceleratorConfig, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    largest = 60 if config.weight_bytes <= 2048 else 600  # both need several tiles of each kind
+    longest = min(largest, (1, 8, 20, 60, 100, 200)[seed] * config.rows // 4)
+    rows, depth, width = (int(size) for size in rng.integers(1, longest + 1, 3))
+    repeat = int(rng.integers(1, 4))
+    (result,) = bench_gemm(config, (rows, depth, width), engine="functional", repeat=repeat)
+    assert result["product"] == "Y"
+    assert result["macs"] == rows * depth * width * repeat
+    assert result["cycles"] is result["utilization"] is result["stalls"] is None
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize(
+    ("shape", "repeat"), [((1, 1, 1), 1), ((5, 9, 6), 3), ((16, 4, 8), 2), ((37, 30, 21), 1)]
+)
+def test_rtl_products_are_exact_and_counted(shape: tuple[int, int, int], repeat: int) -> None:
+    config = PRESETS["tiny"]
+    (result,) = bench_gemm(config, shape, engine="rtl", repeat=repeat, latency=7)
+    assert 0 < result["utilization"] <= 1
+    assert result["utilization"] == result["macs"] / (16 * result["cycles"])
+    for engine in ("load", "matrix", "vector", "store"):
+        assert 0 < result["stalls"][engine]["busy"] <= result["cycles"]
+    (slower,) = bench_gemm(config, shape, engine="rtl", repeat=repeat, latency=60)
+    assert slower["cycles"] > result["cycles"]
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 64), (64, 512, 512)])
+def test_every_array_pass_of_a_product_runs_once(shape: tuple[int, int, int]) -> None:
+    config = PRESETS["base16"]
+    product = Product(config, *shape)
+    code = product_program(product, [Addresses(0, 1 << 16, 1 << 20, 1 << 21)])
+    instructions = [instruction for _, instruction in decode_stream(code)]
+    passes = sum(int(np.prod(entry.counts)) for entry in instructions if isinstance(entry, Matrix))
+    assert passes == product.rows * product.depth_tiles * product.width_tiles
+    stored = sum(
+        int(np.prod(entry.counts)) * entry.run_bytes
+        for entry in instructions
+        if isinstance(entry, Store)
+    )
+    assert stored == product.result_bytes
+
+
+def test_a_wrong_element_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = FunctionalDevice.read_memory
+
+    def flawed(self: FunctionalDevice, address: int, size: int) -> np.ndarray:
+        image = read(self, address, size)
+        image[-1] ^= 1
+        return image
+
+    monkeypatch.setattr(FunctionalDevice, "read_memory", flawed)
+    with pytest.raises(RuntimeError, match="1 of 16 elements"):
+        bench_gemm(PRESETS["tiny"], (4, 4, 4), engine="functional")
+    with pytest.raises(RuntimeError, match="1 of 100 elements"):
+        bench_convolution(PRESETS["tiny"], (5, 5, 4, 4), 3, engine="functional")
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_are_exact(kernel: int, stride: int) -> None:
+    for config in (PRESETS["tiny"], PRESETS["base16"]):
+        shape = (7, 6, 5, 9)
+        (result,) = bench_convolution(config, shape, kernel, engine="functional", stride=stride)
+        assert result["macs"] > 0
+
+
+@pytest.mark.rtl
+def test_conv_command_on_rtl(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench conv --config tiny --shape 5 5 4 4 --kernel 3 --latency 9 --json"
+    assert main(words.split()) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["macs"] == 25 * 9 * 16
+    assert 0 < result["utilization"] < 1
+
+
+def test_gemm_command(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench gemm --config tiny --shape 5 6 7 --repeat 2 --engine functional --json"
+    assert main(words.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["shape"] == [5, 6, 7]
+    assert [entry["macs"] for entry in report["results"]] == [2 * 5 * 6 * 7]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("bench gemm --weight-bits 4 --engine functional", "`--weight-bits` must be 8"),
+        ("bench gemm --engine fpga", "is not an engine"),
+        ("bench gemm --shape 0 4 4 --engine functional", "must be positive"),
+        ("bench conv --shape 4 4 0 4 --engine functional", "must be positive"),
+        ("bench gemm --config tin --engine functional", "tiny"),
+    ],
+)
+def test_mistakes_are_named(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_operands_beyond_the_address_space_are_refused() -> None:
+    small = dataclasses.replace(PRESETS["tiny"], name="small", address_width=16)
+    with pytest.raises(InputError, match="address"):
+        bench_gemm(small, (300, 300, 300), engine="functional")
