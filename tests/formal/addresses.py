@@ -1,0 +1,197 @@
+"""Proofs of the address checks of LOAD, STORE, MATRIX and VECTOR, and of the burst splitting."""
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import data
+
+from formal.harness import add, always, free, given, past, stable
+from formal.prover import INDUCTION, Proof
+from weft_hw.config import PRESETS
+from weft_hw.gateware.tile_loader import TileLoader
+from weft_hw.gateware.transfer import EntryKind, TransferGenerator
+from weft_hw.gateware.vector_steps import VectorSteps
+from weft_hw.instructions import Load, Memory, ScaleSource, Store
+
+__all__ = ["PROOFS", "entry_contract"]
+
+TINY = PRESETS["tiny"]
+PAGE = 4096
+
+
+def _inside_memory(memory: Value, local: Value, count: Value) -> Value:
+    sizes = {
+        Memory.ACTIVATION: TINY.activation_bytes,
+        Memory.WEIGHT: TINY.weight_bytes,
+        Memory.PARAMETER: TINY.parameter_bytes,
+    }
+    fits = 0
+    for which, bytes_there in sizes.items():
+        fits = fits | ((memory == which) & (local + count <= bytes_there))
+    return fits
+
+
+def entry_contract(entry: data.View, kind: type[Load] | type[Store]) -> Value:
+    """What the engines rely on in an entry: a burst lies in both memories and in one page.
+
+    Its beats are as many as its bytes need; a run that LOAD fills lies in its memory.
+    """
+    bus = TINY.bus_bytes
+    is_burst = entry.kind == EntryKind.BURST
+    beats = entry.beats + 1
+    covered = entry.offset + entry.bytes
+    burst = (
+        (entry.bytes != 0)
+        & (entry.beats < TINY.burst_beats)
+        & (covered <= beats * bus)
+        & (covered > entry.beats * bus)
+        & (entry.address % bus == 0)
+        & ((entry.address % PAGE) + beats * bus <= PAGE)
+        & (entry.address + beats * bus <= 1 << TINY.address_width)
+        & _inside_memory(entry.memory, entry.local, entry.bytes)
+    )
+    sound = ~is_burst | burst
+    if kind is Load:
+        absent = (entry.bytes != 0) & _inside_memory(entry.memory, entry.local, entry.bytes)
+        sound &= (entry.kind != EntryKind.ABSENT) | absent
+    else:
+        sound &= ~is_burst | (entry.memory == Memory.ACTIVATION)
+    return sound & (entry.kind <= EntryKind.FAULT)
+
+
+def _transfers(m: Module, kind: type[Load] | type[Store]) -> None:
+    dut = TransferGenerator(TINY, kind)
+    inside = add(m, dut)
+    free(m, dut.instruction.valid, dut.instruction.payload, dut.entry.ready)
+    entry = dut.entry.payload
+    always(m, ~dut.entry.valid | entry_contract(entry, kind))
+    stable(m, "entry", dut.entry.valid, dut.entry.ready, entry, given=False)
+    # Nothing follows a fault.
+    taken = dut.entry.valid & dut.entry.ready
+    ended = Signal()
+    with m.If(taken & (entry.kind == EntryKind.FAULT)):
+        m.d.sync += ended.eq(1)
+    always(m, ~ended | ~dut.entry.valid)
+
+    # Invariants: the same of what is left of the run, before it is split.
+    run = inside["run"]
+    if not isinstance(run, data.View):
+        run = data.View(dut.entry.payload.shape(), run)
+    valid, dead = inside["run_valid"], inside["dead"]
+    left = (run.bytes != 0) & _inside_memory(run.memory, run.local, run.bytes)
+    in_dram = run.address + run.bytes <= 1 << TINY.address_width
+    is_burst = run.kind == EntryKind.BURST
+    always(m, ~(valid & is_burst) | (left & in_dram))
+    if kind is Load:
+        always(m, ~(valid & (run.kind == EntryKind.ABSENT)) | left)
+    else:
+        always(m, ~(valid & is_burst) | (run.memory == Memory.ACTIVATION))
+    always(m, run.kind <= EntryKind.FAULT)
+    always(m, ~(valid & (run.kind == EntryKind.FAULT)) | dead)
+    always(m, ~ended | (dead & ~valid))
+
+
+def load_entries(m: Module) -> None:
+    _transfers(m, Load)
+
+
+def store_entries(m: Module) -> None:
+    _transfers(m, Store)
+
+
+def weight_rows(m: Module) -> None:
+    """MATRIX's weight rows: requests stay inside the weight memory and are held until taken."""
+    dut = TileLoader(TINY)
+    inside = add(m, dut)
+    free(m, dut.start, dut.counts, dut.address, dut.strides, dut.tile_stride, dut.halt)
+    free(m, dut.top.ready, dut.top.data_valid, dut.top.data, dut.swap, dut.swap_issued)
+    given(m, ~dut.start | dut.free)
+    full = inside.unit("nest")["top_at_4"]  # the address in full, before it is cut to the port
+    last = TINY.weight_bytes - TINY.line_bytes
+    asked = Signal.like(full, name="asked")
+    advanced = inside["active"] & ~dut.bad & (~inside["request"] | (dut.top.valid & dut.top.ready))
+    with m.If(advanced):
+        m.d.sync += asked.eq(full)
+    always(m, ~inside["request"] | ((asked >= 0) & (asked <= last) & (dut.top.address == asked)))
+    always(m, ~dut.top.valid | (dut.top.address <= last))
+    always(m, ~dut.bad | (dut.bad_address < 0) | (dut.bad_address > last))
+
+
+def vector_steps(m: Module) -> None:
+    """VECTOR: a step that is not bad uses only addresses inside their memories."""
+    dut = VectorSteps(TINY)
+    inside = add(m, dut)
+    nest = inside.unit("nest")
+    fields = Signal(dut.fields.shape())
+    free(m, dut.start, dut.slot, dut.stop, dut.leaves)
+    running = inside["running"]
+    # The fields are held while the instruction is inside.
+    fresh = Signal(dut.fields.shape())
+    free(m, fresh)
+    m.d.sync += fields.eq(dut.fields)
+    m.d.comb += dut.fields.as_value().eq(Mux(running, fields.as_value(), fresh.as_value()))
+    given(m, ~dut.start | ~running | dut.finished)
+    given(m, ~dut.leaves | dut.valid)
+
+    take = inside["take"]
+    streams = {"a": "a_at_", "b": "b_at_", "result": "result_at_", "parameter": "parameter_at_"}
+    innermost = len(dut.fields.counts) - 1
+    wanted = {}
+    for name, prefix in streams.items():
+        value = nest[f"{prefix}{innermost}"]
+        wanted[name] = Signal.like(value, name=f"wanted_{name}")
+        with m.If(take):
+            m.d.sync += wanted[name].eq(value)
+    lanes = past(m, inside["lanes"], "lanes_before")
+    lanes_held = Signal.like(lanes)
+    taken = past(m, take, "taken")
+    lanes_now = Mux(taken, lanes, lanes_held)
+    m.d.sync += lanes_held.eq(lanes_now)
+    wide_result = Signal()
+    with m.If(take):
+        m.d.sync += wide_result.eq(dut.fields.destination == Memory.ACCUMULATOR)
+    uses_parameter = Signal()
+    parameter_used = dut.fields.use_bias | (dut.fields.scale_source == ScaleSource.PARAMETER)
+    with m.If(take):
+        m.d.sync += uses_parameter.eq(parameter_used)
+
+    step = dut.step
+    good = dut.valid & ~step.bad
+    line, size, rows = TINY.columns, TINY.activation_bytes, TINY.accumulator_total_rows
+    for name in ("a", "b"):
+        at, port = wanted[name], step[f"{name}_address"]
+        narrow, wide = step[f"{name}_narrow"], step[f"{name}_wide"]
+        always(m, ~(good & narrow) | ((at >= 0) & (at + line <= size) & (port == at)))
+        always(m, ~(good & wide) | ((at >= 0) & (at < rows) & (port == at)))
+        always(m, ~(narrow & wide & dut.valid))
+    at = wanted["result"]
+    fits = (at >= 0) & Mux(wide_result, at < rows, at + lanes_now <= size)
+    always(m, ~(good & step.last) | (fits & (step.tag.address == at)))
+    at = wanted["parameter"].as_unsigned()
+    used = good & step.last & uses_parameter
+    always(m, ~used | ((at < TINY.parameter_rows) & (step.parameter == at)))
+
+
+PROOFS = [
+    Proof(
+        "addresses: LOAD",
+        "for any instruction each burst lies in its memory, in address_width bits and in one "
+        "4 KiB page, with as many beats as its bytes need; entries are held; none follows a fault",
+        load_entries,
+        INDUCTION,
+        1,
+    ),
+    Proof("addresses: STORE", "the same for STORE", store_entries, INDUCTION, 1),
+    Proof(
+        "addresses: MATRIX weights",
+        "every weight row requested lies inside the weight memory; `bad` only if it does not",
+        weight_rows,
+        INDUCTION,
+        1,
+    ),
+    Proof(
+        "addresses: VECTOR",
+        "a step not marked bad has its A, B, result and parameter row inside their memories",
+        vector_steps,
+        INDUCTION,
+        1,
+    ),
+]

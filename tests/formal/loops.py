@@ -1,0 +1,154 @@
+"""Proofs of the loop nest: which trips it makes, and that no address stream wraps."""
+
+from functools import partial, reduce
+from operator import add as plus
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+
+from formal.harness import add, always, constant, free, given
+from formal.prover import BOUNDED, INDUCTION, Proof
+from weft_hw.gateware.loops import LoopNest
+from weft_hw.gateware.transfer import (
+    COORDINATE_STREAM_BITS,
+    DRAM_STREAM_BITS,
+    LOCAL_STREAM_BITS,
+)
+from weft_hw.instructions import COUNT_BITS, DRAM_BITS, LOOPS_TRANSFER, STRIDE_BITS
+
+__all__ = ["PROOFS"]
+
+# Of the streams of LOAD and STORE: stream width, base width, stride width, base signed.
+STREAMS = {
+    "dram": (DRAM_STREAM_BITS, DRAM_BITS, 32, False),
+    "local": (LOCAL_STREAM_BITS, STRIDE_BITS, STRIDE_BITS, True),
+    "coordinate": (COORDINATE_STREAM_BITS, 13, 8, True),
+}
+MARGIN = 4  # bits that the reference has beyond the stream: three loops and a base never wrap it
+
+
+class _Odometer:
+    """Trip numbers counted independently of the unit, innermost first."""
+
+    def __init__(self, m: Module, nest: LoopNest, counts: list[Signal]) -> None:
+        self.index = [Signal(COUNT_BITS, name=f"index_{i}") for i in range(len(counts))]
+        self.running = Signal(name="running")
+        self.at_last = [Signal(name=f"at_last_{i}") for i in range(len(counts))]
+        m.d.comb += [
+            flag.eq(index + 1 == count)
+            for flag, index, count in zip(self.at_last, self.index, counts)
+        ]
+        self.finished = Cat(self.at_last).all()
+        with m.If(nest.load):
+            m.d.sync += self.running.eq(1)
+            m.d.sync += [index.eq(0) for index in self.index]
+        with m.Elif(nest.advance):
+            for i, index in enumerate(self.index):
+                moves = Cat(self.at_last[i + 1 :]).all()
+                with m.If(moves):
+                    m.d.sync += index.eq(Mux(self.at_last[i], 0, index + 1))
+
+
+def _setup(m: Module, streams: dict[str, int]) -> tuple[LoopNest, object, list[Signal], _Odometer]:
+    """A nest with chosen counts of at least 1, loaded and advanced as its contract allows."""
+    nest = LoopNest(loops=LOOPS_TRANSFER, streams=streams)
+    inside = add(m, nest)
+    counts = [constant(m, COUNT_BITS, f"count_{i}") for i in range(LOOPS_TRANSFER)]
+    for i, count in enumerate(counts):
+        m.d.comb += nest.counts[i].eq(count)
+        given(m, count != 0)
+    free(m, nest.load, nest.advance)
+    odometer = _Odometer(m, nest, counts)
+    given(m, ~nest.advance | (odometer.running & ~odometer.finished & ~nest.load))
+    return nest, inside, counts, odometer
+
+
+def _flags(m: Module, nest: LoopNest, inside, counts: list[Signal], odometer: _Odometer) -> None:
+    for i, (index, count) in enumerate(zip(odometer.index, counts)):
+        fits = (index < count) & (nest.first[i] == (index == 0))
+        fits &= nest.last[i] == (index + 1 == count)
+        fits &= inside[f"remaining_{i}"] == count - 1 - index
+        always(m, ~odometer.running | fits)
+    always(m, ~odometer.running | (nest.finished == odometer.finished))
+
+
+def visits(m: Module) -> None:
+    """first, last and finished are those of an odometer with any counts."""
+    _flags(m, *_setup(m, {"a": 4}))
+
+
+def product(m: Module) -> None:
+    """With counts up to 2, finished comes after exactly the product of the counts."""
+    nest, _, counts, odometer = _setup(m, {"a": 4})
+    for count in counts:
+        given(m, count <= 2)
+    trips = Signal(6, init=1)
+    with m.If(nest.load):
+        m.d.sync += trips.eq(1)
+    with m.Elif(nest.advance):
+        m.d.sync += trips.eq(trips + 1)
+    expected = Signal(6)
+    m.d.comb += expected.eq(counts[0][:2] * counts[1][:2] * counts[2][:2])
+    always(m, ~odometer.running | (nest.finished == (trips == expected)))
+    always(m, ~odometer.running | (trips <= expected))
+
+
+def values(m: Module, name: str) -> None:
+    """A stream of LOAD and STORE equals base + sum(index * stride) in wider numbers."""
+    width, base_bits, stride_bits, base_signed = STREAMS[name]
+    nest, inside, counts, odometer = _setup(m, {name: width})
+    _flags(m, nest, inside, counts, odometer)
+    wide = signed(width + MARGIN)
+    base = constant(m, base_bits, f"{name}_chosen_base")
+    base_value = base.as_signed() if base_signed else base
+    m.d.comb += getattr(nest, f"{name}_base").eq(base_value)
+    sums = []
+    for i in range(LOOPS_TRANSFER):
+        stride = constant(m, stride_bits, f"{name}_chosen_stride_{i}").as_signed()
+        m.d.comb += getattr(nest, f"{name}_strides")[i].eq(stride)
+        # index * stride, as the sum that it is; bounded by the index times the extreme strides.
+        multiple = Signal(wide, name=f"{name}_multiple_{i}")
+        moves = Cat(odometer.at_last[i + 1 :]).all()
+        with m.If(nest.load):
+            m.d.sync += multiple.eq(0)
+        with m.Elif(nest.advance & moves):
+            m.d.sync += multiple.eq(Mux(odometer.at_last[i], 0, multiple + stride))
+        index = odometer.index[i]
+        limit = Signal(wide, name=f"{name}_limit_{i}")
+        m.d.comb += limit.eq(index << (stride_bits - 1))
+        always(m, ~odometer.running | ((multiple <= limit) & (multiple >= -limit)))
+        sums.append(multiple)
+        at = inside[f"{name}_at_{i}"]
+        expected = Signal(wide, name=f"{name}_expected_{i}")
+        m.d.comb += expected.eq(reduce(plus, sums, base_value))
+        always(m, ~odometer.running | (at == expected))
+    always(m, ~odometer.running | (getattr(nest, name) == expected))
+
+
+PROOFS = [
+    Proof(
+        "loop nest: trips",
+        "3 loops of any counts run as an odometer: first, last and finished are its, "
+        "every index stays below its count",
+        visits,
+        INDUCTION,
+        1,
+    ),
+    Proof(
+        "loop nest: product",
+        "with counts up to 2, finished comes after exactly count_0 * count_1 * count_2 trips",
+        product,
+        BOUNDED,
+        12,
+    ),
+    *[
+        Proof(
+            f"loop nest: {name}",
+            f"LOAD's and STORE's {name} stream equals base + sum(index * stride) "
+            "for any fields: it never wraps",
+            partial(values, name=name),
+            INDUCTION,
+            1,
+        )
+        for name in STREAMS
+    ],
+]
