@@ -234,7 +234,7 @@ class ReferenceMachine:
 
     def _values(self, instruction: Vector, outer: tuple[int, ...]) -> list[int]:
         columns = self.config.columns
-        window = []
+        window, factors = [], []
         for inner in nest(instruction.counts[4:]):
             index = outer + inner
             if not instruction.bounded or self._exists(instruction, index):
@@ -242,6 +242,11 @@ class ReferenceMachine:
                 window.append(
                     self._operand(instruction.a_source, address, instruction.a_zero_point)
                 )
+                if instruction.head == Head.DOT:
+                    address = at(instruction.b_address, instruction.b_strides, index)
+                    factors.append(
+                        self._operand(instruction.b_source, address, instruction.b_zero_point)
+                    )
         b = [0] * columns
         if instruction.tail != Tail.NONE:
             address = at(instruction.b_address, instruction.b_strides[:4], outer)
@@ -255,6 +260,8 @@ class ReferenceMachine:
             elements = [vector[lane] for vector in window]
             if instruction.head == Head.SUM:
                 value = sum(elements)
+            elif instruction.head == Head.DOT:
+                value = sum(a * other[lane] for a, other in zip(elements, factors, strict=True))
             else:
                 value = max(elements, default=-(2**31))
             bias, multiplier, exponent = parameters[lane]
@@ -267,6 +274,11 @@ class ReferenceMachine:
                 value = signed(value + b[lane], 32)
             elif instruction.tail == Tail.MAXIMUM:
                 value = max(value, b[lane])
+            elif instruction.tail == Tail.PRODUCT:
+                value = signed(value * b[lane], 32)
+            elif instruction.tail == Tail.SELECT:
+                passes = b[lane] > instruction.select_low and b[lane] < instruction.select_high
+                value = value if passes else 0
             value = signed(value + instruction.zero_point, 32)
             value = min(max(value, instruction.clamp_low), instruction.clamp_high)
             results.append(value)
@@ -275,5 +287,6 @@ class ReferenceMachine:
     def _operand(self, source: OperandSource, address: int, zero_point: int) -> list[int]:
         if source == OperandSource.ACCUMULATOR:
             return list(self._row(address))
-        data = self._bytes(self.activation, address, self.config.columns)
+        memory = self.weight if source == OperandSource.WEIGHT else self.activation
+        data = self._bytes(memory, address, self.config.columns)
         return [value - zero_point for value in data]

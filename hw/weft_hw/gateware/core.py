@@ -140,7 +140,7 @@ class Core(wiring.Component):
             writers=len(activation_writes),
         )
         m.submodules.weight = weight = Scratchpad(
-            config.weight_bytes, config.weight_banks, line, readers=1, writers=1
+            config.weight_bytes, config.weight_banks, line, readers=2, writers=1
         )
         m.submodules.accumulator = accumulator = AccumulatorMemory(config, readers=2, writers=1)
         m.submodules.parameter = parameter = ParameterMemory(config)
@@ -149,6 +149,7 @@ class Core(wiring.Component):
         for requester, port in zip(activation_writes, activation.writes):
             connect(m, requester, port)
         connect(m, matrix.top, weight.reads[0])
+        connect(m, vector.weight_b, weight.reads[1])
         connect(m, load.weight, weight.writes[0])
         connect(m, matrix.update, accumulator.update)
         connect(m, vector.accumulator_a, accumulator.reads[0])

@@ -32,10 +32,12 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "head_maximum": 1,
+            "head_dot": 1,
             "a_wide": 1,  # operand from accumulators
             "a_zero_point": signed(8),
-            "b_used": 1,
+            "b_used": 1,  # by the tail
             "b_wide": 1,
+            "b_weight": 1,  # operand from weights
             "b_zero_point": signed(8),
             "use_bias": 1,
             "pre_shift": 5,
@@ -46,6 +48,10 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
             "rounding": 2,
             "tail_add": 1,
             "tail_maximum": 1,
+            "tail_product": 1,
+            "tail_select": 1,
+            "select_low": signed(10),
+            "select_high": signed(10),
             "zero_point": signed(16),
             "clamp_low": signed(32),
             "clamp_high": signed(32),
@@ -71,9 +77,10 @@ def step_layout(config: AcceleratorConfig) -> data.StructLayout:
             "a_address": address,
             "a_narrow": 1,  # to be read from the activation scratchpad
             "a_wide": 1,  # to be read from the accumulator memory
-            "b_address": address,
+            "b_address": max(address, config.weight_address_bits),
             "b_narrow": 1,
             "b_wide": 1,
+            "b_weight": 1,  # to be read from the weight scratchpad
             "parameter": max(1, (config.parameter_rows - 1).bit_length()),
             "exists": 1,
             "first": 1,
@@ -92,7 +99,7 @@ def token_layout() -> data.StructLayout:
             "slot": 1,
             "exists": 1,  # A was read; otherwise it does not count
             "first": 1,  # of its window
-            "last": 1,  # of its window; B comes with it
+            "last": 1,  # of its window; the tail's B comes with it
             "a_held": 1,  # the operand had been accepted in an earlier cycle than the step
             "b_held": 1,
         }
