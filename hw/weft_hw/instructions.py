@@ -441,12 +441,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     )
     multiplier: int = bits(31, "Multiplier, if the instruction is its source.")
     exponent: int = bits(8, "Exponent, if the instruction is its source.", signed=True)
-    rounding: Rounding = bits(
-        2,
-        "Rounding of the scaled value.",
-        kind=Rounding,
-        supported=(Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN),
-    )
+    rounding: Rounding = bits(2, "Rounding of the scaled value.", kind=Rounding)
     tail: Tail = bits(
         3,
         "Use of operand B.",
@@ -464,11 +459,11 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     capture_register: int = bits(4, "Scalar register of the capture.", supported=(0,))
     column_sum: int = bits(1, "1: sum results by lane.", supported=(0,))
     lookup: int = bits(1, "1: results index a 256-entry table.", supported=(0,))
-    index_address: int = bits(32, "Logical element index of lane 0.", supported=(0,))
+    index_address: int = bits(32, "Logical index of the first element, for stochastic rounding.")
     index_strides: tuple[int, ...] = bits(
-        22, "Logical index stride, by outer loop.", length=LOOPS_VECTOR_OUTER, supported=(0,)
+        22, "Logical index stride, by outer loop.", length=LOOPS_VECTOR_OUTER
     )
-    tensor: int = bits(12, "Tensor number for stochastic rounding.", supported=(0,))
+    tensor: int = bits(12, "Tensor number for stochastic rounding.")
     select_low: int = bits(10, "SELECT passes values where B is above this ...", signed=True)
     select_high: int = bits(10, "... and below this.", signed=True)
 

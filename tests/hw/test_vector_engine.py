@@ -47,6 +47,7 @@ def random_state(config: AcceleratorConfig, rng: random.Random) -> State:
         [[random_word(rng) for _ in columns] for _ in range(config.accumulator_total_rows)],
         [[parameter() for _ in columns] for _ in range(config.parameter_rows)],
         [rng.randint(-128, 127) for _ in range(config.weight_bytes)],
+        (rng.getrandbits(32), rng.getrandbits(32)),
     )
 
 
@@ -108,7 +109,10 @@ def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
         scale_source=rng.choice([ScaleSource.NONE, ScaleSource.PARAMETER, ScaleSource.INSTRUCTION]),
         multiplier=rng.choice([rng.getrandbits(31), 1 << 30, 0]),
         exponent=rng.choice([rng.randint(-31, 31), -10]),
-        rounding=rng.choice([Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN]),
+        rounding=rng.choice(list(Rounding)),
+        index_address=rng.choice([0, 0xFFFFFFFE, rng.getrandbits(32)]),
+        index_strides=tuple(rng.choice([0, 1, rng.getrandbits(22)]) for _ in range(4)),
+        tensor=rng.choice([0, rng.getrandbits(12)]),
         tail=tail,
         zero_point=rng.choice([0, -128, -32768, 32767, rng.randint(-128, 127)]),
         clamp_low=rng.choice([-128, low, -(1 << 31)]),

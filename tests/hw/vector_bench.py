@@ -156,6 +156,8 @@ class _Bench:
         reads = ("a", "b", "weight_b", "accumulator_a", "accumulator_b")
         writes = ("result", "accumulator_result")
         number, offered = 0, False
+        ctx.set(dut.random_seed, self.state.random[0])
+        ctx.set(dut.random_step, self.state.random[1])
         while True:
             assert self.cycle < self.cycles, f"not finished after {self.cycles} cycles"
             stopped = self.stop_at is not None and self.cycle >= self.stop_at

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from fractions import Fraction
 
+from hw.speck import random_word
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Head,
@@ -30,11 +31,12 @@ class State:
     accumulator: list[list[int]]
     parameters: list[list[tuple[int, int, int]]]
     weight: list[int]
+    random: tuple[int, int]  # seed and step
 
     def copy(self) -> "State":
         rows = [list(row) for row in self.accumulator]
         parameters = [list(row) for row in self.parameters]
-        return State(list(self.activation), rows, parameters, list(self.weight))
+        return State(list(self.activation), rows, parameters, list(self.weight), self.random)
 
 
 def wrap(value: int, bits: int = 32) -> int:
@@ -46,7 +48,7 @@ def saturate(value: int) -> int:
     return min(max(value, -(1 << 31)), (1 << 31) - 1)
 
 
-def scale(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int:
+def scale(value: int, multiplier: int, exponent: int, rounding: Rounding, word: int) -> int:
     """TFLite's two functions as published, or one exact division rounded once."""
     if rounding == Rounding.TWO_STEP:
         value = wrap(value << max(exponent, 0))
@@ -59,6 +61,9 @@ def scale(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int
         threshold = (mask >> 1) + (1 if high < 0 else 0)
         return (high >> shift) + (1 if (high & mask) > threshold else 0)
     exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
+    if rounding == Rounding.STOCHASTIC:  # by multiples of 2^-16, of which the word is one
+        multiples = (exact * 65536).__floor__()
+        return saturate((multiples + word) // 65536)
     if rounding == Rounding.HALF_EVEN:
         return saturate(round(exact))  # Python rounds halves to even
     return saturate((exact + Fraction(1, 2)).__floor__())
@@ -175,7 +180,9 @@ def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> Non
             if instruction.scale_source == ScaleSource.INSTRUCTION:
                 multiplier, exponent = instruction.multiplier, instruction.exponent
             if instruction.scale_source != ScaleSource.NONE:
-                value = scale(value, multiplier, exponent, instruction.rounding)
+                element = lane + _sum(instruction.index_address, instruction.index_strides, outer)
+                word = random_word(*state.random, instruction.tensor, element)
+                value = scale(value, multiplier, exponent, instruction.rounding, word)
             if instruction.tail != Tail.NONE:
                 if _is_accumulator(instruction, "b"):
                     b = state.accumulator[places["b"]][lane]

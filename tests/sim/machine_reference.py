@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+from hw.speck import random_word
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Accumulate,
@@ -50,7 +51,7 @@ def round_half_away(numerator: int, denominator: int) -> int:
     return quotient if numerator >= 0 else -quotient
 
 
-def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int:
+def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding, word: int) -> int:
     if rounding == Rounding.TWO_STEP:
         # As TFLite states it: round to nearest by a nudge and a division towards zero.
         value = signed(value << max(exponent, 0), 32)
@@ -58,7 +59,10 @@ def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding) -
         high = abs(nudged) // (1 << 31) * (1 if nudged >= 0 else -1)
         return round_half_away(high, 1 << max(-exponent, 0))
     exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
-    if rounding == Rounding.HALF_EVEN:
+    if rounding == Rounding.STOCHASTIC:
+        below = exact - exact.__floor__()
+        result = exact.__floor__() + (int(65536 * below) + word >= 65536)
+    elif rounding == Rounding.HALF_EVEN:
         result = round(exact)
     else:
         result = (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
@@ -74,6 +78,7 @@ class ReferenceMachine:
         self.activation = [0] * config.activation_bytes
         self.weight = [0] * config.weight_bytes
         self.parameter = [0] * config.parameter_bytes
+        self.random = (0, 0)  # seed and step
         self.accumulator = [[0] * config.columns for _ in range(config.accumulator_total_rows)]
 
     def execute(self, instruction: Instruction) -> None:
@@ -269,7 +274,9 @@ class ReferenceMachine:
             if instruction.scale_source == ScaleSource.INSTRUCTION:
                 multiplier, exponent = instruction.multiplier, instruction.exponent
             if instruction.scale_source != ScaleSource.NONE:
-                value = requantize(value, multiplier, exponent, instruction.rounding)
+                place = at(instruction.index_address, instruction.index_strides, outer) + lane
+                word = random_word(*self.random, instruction.tensor, place)
+                value = requantize(value, multiplier, exponent, instruction.rounding, word)
             if instruction.tail == Tail.ADD:
                 value = signed(value + b[lane], 32)
             elif instruction.tail == Tail.MAXIMUM:

@@ -72,6 +72,8 @@ class VectorEngine(wiring.Component):
     accumulator_a, accumulator_b : Out(AccumulatorReadPort)
     accumulator_result : Out(AccumulatorWritePort)
     parameters : Out(ParameterReadPort)
+    random_seed, random_step : In(32), In(32)
+        Held while an instruction is inside and for some cycles before.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -88,6 +90,8 @@ class VectorEngine(wiring.Component):
                 "accumulator_b": Out(AccumulatorReadPort(config)),
                 "accumulator_result": Out(AccumulatorWritePort(config)),
                 "parameters": Out(ParameterReadPort(config)),
+                "random_seed": In(32),
+                "random_step": In(32),
             }
         )
 
@@ -207,6 +211,8 @@ class VectorEngine(wiring.Component):
             operands.step.eq(steps.step),
             operands.room.eq(results.room),
             operands.controls.eq(controls),
+            lanes.random_seed.eq(self.random_seed),
+            lanes.random_step.eq(self.random_step),
             lanes.token.eq(operands.token),
             lanes.controls.eq(controls),
             lanes.parameter_address.eq(operands.parameter_address),
@@ -273,6 +279,7 @@ class VectorEngine(wiring.Component):
             controls.multiplier.eq(fields.multiplier),
             controls.exponent.eq(fields.exponent),
             controls.rounding.eq(fields.rounding),
+            controls.tensor.eq(fields.tensor),
             controls.tail_add.eq(fields.tail == Tail.ADD),
             controls.tail_maximum.eq(fields.tail == Tail.MAXIMUM),
             controls.tail_product.eq(fields.tail == Tail.PRODUCT),

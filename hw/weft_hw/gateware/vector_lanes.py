@@ -7,8 +7,10 @@ from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import ParameterReadPort
+from weft_hw.gateware.random_bits import RandomBits
 from weft_hw.gateware.requantizer import Requantizer
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
+from weft_hw.instructions import Rounding
 
 __all__ = ["VectorLanes"]
 
@@ -47,6 +49,7 @@ class VectorLanes(wiring.Component):
     parameter_address : In
         The row to be read in this cycle, for the vector whose last token is valid in it.
     parameters : Out(parameter read port)
+    random_seed, random_step : In(32), In(32)
     o_valid, result : Out(1), Out(signed(32)), an array of columns
     """
 
@@ -64,6 +67,8 @@ class VectorLanes(wiring.Component):
                 "controls": In(data.ArrayLayout(controls_layout(config), SLOTS)),
                 "parameter_address": In(parameters.members["address"].shape),
                 "parameters": Out(parameters),
+                "random_seed": In(32),
+                "random_step": In(32),
                 "o_valid": Out(1),
                 "result": Out(signed(32)).array(config.columns),
             }
@@ -77,7 +82,15 @@ class VectorLanes(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.requantizer = self._requantizer
-        slot = self._elaborate_window(m)
+        m.submodules.random_bits = random_bits = RandomBits(self._config.columns)
+        m.d.comb += [
+            random_bits.seed.eq(self.random_seed),
+            random_bits.step.eq(self.random_step),
+            *[port.eq(b) for port, b in zip(self._requantizer.random, random_bits.bits)],
+        ]
+        # The vector enters one of them a cycle after the other.
+        assert random_bits.latency == 1 + self._requantizer.random_delay
+        slot = self._elaborate_window(m, random_bits)
         for _ in range(self._requantizer.latency):
             following = Signal(name="slot", reset_less=True)
             m.d.sync += following.eq(slot)
@@ -85,7 +98,7 @@ class VectorLanes(wiring.Component):
         self._elaborate_tail(m, slot, self._elaborate_waiting_b(m, slot))
         return m
 
-    def _elaborate_window(self, m: Module) -> Signal:
+    def _elaborate_window(self, m: Module, random_bits: RandomBits) -> Signal:
         """Operand, product and window registers, feed of the requantizer; returns its slot."""
         requantizer, token = self._requantizer, self.token
         stage_1, stage_2 = Signal(token_layout()), Signal(token_layout())
@@ -141,6 +154,13 @@ class VectorLanes(wiring.Component):
                 requantizer.exponent[lane].eq(Mux(scale_parameter, row.exponent[lane], exponent)),
             ]
         m.d.comb += [
+            random_bits.i_valid.eq(
+                stage_2.valid
+                & stage_2.last
+                & (control(m, self.controls, stage_2.slot, "rounding", "_2") == Rounding.STOCHASTIC)
+            ),
+            random_bits.index.eq(stage_2.index),
+            random_bits.tensor.eq(control(m, self.controls, stage_2.slot, "tensor")),
             self.parameters.address.eq(self.parameter_address),
             requantizer.i_valid.eq(ready),
             requantizer.pre_shift.eq(control(m, self.controls, slot, "pre_shift")),

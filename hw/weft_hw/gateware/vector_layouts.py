@@ -7,6 +7,7 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import COUNT_BITS, LOOPS_VECTOR, STRIDE_BITS
 
 __all__ = [
+    "INDEX_BITS",
     "LOCAL_BITS",
     "RESULT_ENTRIES",
     "SLOTS",
@@ -25,6 +26,9 @@ RESULT_ENTRIES = 32
 
 LOCAL_BITS = STRIDE_BITS + COUNT_BITS + (LOOPS_VECTOR - 1).bit_length()
 """Enough for any sum of a base and six indices times strides: no address can wrap into range."""
+
+INDEX_BITS = 32
+"""Logical indices of elements are modulo 2 to this."""
 
 
 def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
@@ -46,6 +50,7 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
             "multiplier": 31,
             "exponent": signed(8),
             "rounding": 2,
+            "tensor": 12,
             "tail_add": 1,
             "tail_maximum": 1,
             "tail_product": 1,
@@ -82,6 +87,7 @@ def step_layout(config: AcceleratorConfig) -> data.StructLayout:
             "b_wide": 1,
             "b_weight": 1,  # to be read from the weight scratchpad
             "parameter": max(1, (config.parameter_rows - 1).bit_length()),
+            "index": INDEX_BITS,
             "exists": 1,
             "first": 1,
             "last": 1,
@@ -100,6 +106,7 @@ def token_layout() -> data.StructLayout:
             "exists": 1,  # A was read; otherwise it does not count
             "first": 1,  # of its window
             "last": 1,  # of its window; the tail's B comes with it
+            "index": INDEX_BITS,  # of the element in lane 0, for stochastic rounding
             "a_held": 1,  # the operand had been accepted in an earlier cycle than the step
             "b_held": 1,
         }

@@ -154,6 +154,7 @@ class VectorOperands(wiring.Component):
                 tokens[0].exists.eq(step.exists),
                 tokens[0].first.eq(step.first),
                 tokens[0].last.eq(step.last),
+                tokens[0].index.eq(step.index),
                 tokens[0].a_held.eq(a_done),
                 tokens[0].b_held.eq(b_done),
             ]

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
-from weft_hw.gateware.vector_layouts import LOCAL_BITS, step_layout
+from weft_hw.gateware.vector_layouts import INDEX_BITS, LOCAL_BITS, step_layout
 from weft_hw.instructions import (
     COUNT_BITS,
     LOOPS_VECTOR,
@@ -105,6 +105,7 @@ class VectorSteps(wiring.Component):
                 "b": LOCAL_BITS,
                 "result": LOCAL_BITS,
                 "parameter": PARAMETER_BITS,
+                "index": INDEX_BITS,
                 "y": COORDINATE_BITS,
                 "x": COORDINATE_BITS,
             },
@@ -114,6 +115,7 @@ class VectorSteps(wiring.Component):
             nest.b_base.eq(fields.b_address),
             nest.result_base.eq(fields.address),
             nest.parameter_base.eq(fields.parameter_address),
+            nest.index_base.eq(fields.index_address),
             nest.y_base.eq(fields.y_origin),
             nest.x_base.eq(fields.x_origin),
         ]
@@ -132,6 +134,7 @@ class VectorSteps(wiring.Component):
                 nest.b_strides[i].eq(fields.b_strides[i]),
                 nest.result_strides[i].eq(fields.strides[i]),
                 nest.parameter_strides[i].eq(fields.parameter_strides[i]),
+                nest.index_strides[i].eq(fields.index_strides[i]),
             ]
         return nest
 
@@ -198,6 +201,7 @@ class VectorSteps(wiring.Component):
                 step.b_wide.eq(b_used & b_wide),
                 step.b_weight.eq(b_used & b_weight),
                 step.parameter.eq(parameter),
+                step.index.eq(nest.index),
                 step.exists.eq(exists),
                 step.first.eq(nest.first[LOOPS_VECTOR_OUTER:].all()),
                 step.last.eq(last),

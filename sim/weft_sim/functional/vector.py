@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weft_hw.instructions import ScaleSource, Tail, Vector
+from weft_hw.arithmetic import random_bits
+from weft_hw.instructions import Rounding, ScaleSource, Tail, Vector
 from weft_sim.functional.loaded import LoadedCache
 from weft_sim.functional.memories import Memories, Scratch
-from weft_sim.functional.nests import disjoint
+from weft_sim.functional.nests import affine, disjoint
 from weft_sim.functional.scaling import Scaling
 from weft_sim.functional.vector_heads import make_head, operand_view
 from weft_sim.functional.vector_nest import VectorNest, space_of
@@ -46,6 +47,14 @@ class VectorStep:
         self._parameters, self._refreshes = None, False
         if nest.parameter_used:
             self._parameters, self._refreshes = _shared_parameters(nest, memories, cache)
+        self._memories = memories
+        self._index = None
+        if instruction.scale_source is not ScaleSource.NONE and (
+            instruction.rounding is Rounding.STOCHASTIC
+        ):
+            first = affine(instruction.index_address, instruction.index_strides, nest.outer)
+            index = first[..., np.newaxis] + np.arange(nest.config.columns)
+            self._index = np.broadcast_to(index, shape).reshape(_folded_shape(nest))
         self._scaling = None
         if instruction.scale_source is ScaleSource.INSTRUCTION:
             self._scaling = Scaling(
@@ -108,7 +117,15 @@ class VectorStep:
             bits = value.view(np.uint32)
             bits <<= np.uint32(instruction.pre_shift)
         if scaling is not None:
-            np.copyto(value, scaling.apply(value, *self._work), casting="unsafe")
+            np.copyto(value, scaling.apply(value, *self._work, self._random()), casting="unsafe")
+
+    def _random(self) -> NDArray[np.int64] | None:
+        """Random bits of all elements, if they are rounded by them."""
+        if self._index is None:
+            return None
+        memories = self._memories
+        seed, step = memories.random_seed, memories.random_step
+        return random_bits(seed, step, self._instruction.tensor, self._index)
 
     def _combine(self, value: Int32Array, b: NDArray[Any]) -> None:
         zero_point = 0 if self._nest.b_wide else self._instruction.b_zero_point
