@@ -14,7 +14,9 @@ from weft_hw.instructions import Rounding
 __all__ = [
     "INT32_MAX",
     "INT32_MIN",
+    "RANDOM_ROUNDS",
     "quantize_multiplier",
+    "random_bits",
     "requantize",
     "rounding_shift",
     "saturate_int32",
@@ -22,6 +24,11 @@ __all__ = [
 ]
 
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
+
+RANDOM_ROUNDS = range(5, 12)
+"""Of the cipher's 22, the ones that make random bits: enough that no pattern is left to be seen.
+
+The first round keys are left out, because not all of seed and step has entered them."""
 
 Int64Array = NDArray[np.int64]
 
@@ -90,8 +97,56 @@ def rounding_shift(value: ArrayLike, shift: ArrayLike, tie: str) -> Int64Array:
     return result
 
 
+def random_bits(seed: int, step: int, tensor: int, index: ArrayLike) -> Int64Array:
+    """16 random bits of an element: a function of its place alone, so no tiling changes them.
+
+    The first half of what the rounds ``RANDOM_ROUNDS`` of the block cipher Speck32/64 (rotations by
+    7 and 2) make of a block. The block is ``index ^ (tensor << 20)``, upper half first; the key
+    words are, from the first that enters, step (lower half), seed (lower), step (upper), seed
+    (upper).
+
+    Parameters
+    ----------
+    seed, step : int
+        32 bits: of a run, and of a pass over the network in it.
+    tensor : int
+        12 bits.
+    index : int array
+        Number of the element in its tensor, modulo 2^32.
+
+    Returns
+    -------
+    int64 array
+        From 0 to 65,535.
+    """
+    word = 0xFFFF
+    block = (np.asarray(index, dtype=np.int64) & 0xFFFFFFFF) ^ ((tensor << 20) & 0xFFFFFFFF)
+    x, y = block >> 16, block & word
+    key, others = step & word, [seed & word, step >> 16 & word, seed >> 16 & word]
+    for number in range(RANDOM_ROUNDS.stop):
+        if number in RANDOM_ROUNDS:
+            x = (((x >> 7 | x << 9) & word) + y & word) ^ key
+            y = ((y << 2 | y >> 14) & word) ^ x
+        others.append((key + (others[number] >> 7 | others[number] << 9) & word) ^ number)
+        key = ((key << 2 | key >> 14) & word) ^ others[-1]
+    return x
+
+
+def _stochastic_shift(value: Int64Array, shift: Int64Array, random: ArrayLike) -> Int64Array:
+    """``value / 2**shift``, rounded up where its fraction's first 16 bits and ``random`` carry."""
+    floor = value >> shift
+    discarded = value - (floor << shift)
+    fraction = (discarded >> np.maximum(shift - 16, 0)) << np.maximum(16 - shift, 0)
+    result: Int64Array = floor + (fraction + np.asarray(random, dtype=np.int64) >= 1 << 16)
+    return result
+
+
 def requantize(
-    value: ArrayLike, multiplier: ArrayLike, exponent: ArrayLike, rounding: Rounding
+    value: ArrayLike,
+    multiplier: ArrayLike,
+    exponent: ArrayLike,
+    rounding: Rounding,
+    random: ArrayLike | None = None,
 ) -> Int64Array:
     """``value * multiplier * 2**(exponent - 31)``, rounded and saturated to int32.
 
@@ -103,6 +158,8 @@ def requantize(
       high multiply and a rounding right shift).
     * ``HALF_UP``, ``HALF_EVEN``: ``value * multiplier / 2^(31 - exponent)`` in one step, halves
       towards plus infinity (TFLite's dense layers) or to even (ONNX Runtime, PyTorch).
+    * ``STOCHASTIC``: the same product in one step, rounded down, and up by one where the first 16
+      bits that this discards (followed by zeros if they are fewer) plus ``random`` reach 2^16.
 
     Parameters
     ----------
@@ -113,6 +170,8 @@ def requantize(
     exponent : int array
         From -31 to 31, broadcast against ``value``.
     rounding : Rounding
+    random : int array, optional
+        From 0 to 65,535, broadcast against ``value``; for stochastic rounding.
 
     Returns
     -------
@@ -122,7 +181,7 @@ def requantize(
     Raises
     ------
     ValueError
-        If the rounding is stochastic, which needs random bits.
+        If the rounding is stochastic and there are no random bits.
     """
     value = np.asarray(value, dtype=np.int64)
     multiplier = np.asarray(multiplier, dtype=np.int64)
@@ -132,6 +191,8 @@ def requantize(
         high = (shifted * multiplier + (1 << 30)) >> 31
         return saturate_int32(rounding_shift(high, np.maximum(-exponent, 0), "away"))
     if rounding == Rounding.STOCHASTIC:
-        raise ValueError("stochastic rounding needs random bits")
+        if random is None:
+            raise ValueError("stochastic rounding needs random bits")
+        return saturate_int32(_stochastic_shift(value * multiplier, 31 - exponent, random))
     tie = "up" if rounding == Rounding.HALF_UP else "even"
     return saturate_int32(rounding_shift(value * multiplier, 31 - exponent, tie))

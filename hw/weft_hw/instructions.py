@@ -390,7 +390,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
         default=1,
     )
     head: Head = bits(
-        2, "Reduction over the window.", kind=Head, supported=(Head.SUM, Head.MAXIMUM)
+        2, "Reduction over the window.", kind=Head, supported=(Head.SUM, Head.MAXIMUM, Head.DOT)
     )
     a_source: OperandSource = bits(
         2,
@@ -406,9 +406,8 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     a_zero_point: int = bits(8, "Subtracted from each int8 element of A.", signed=True)
     b_source: OperandSource = bits(
         2,
-        "Source of operand B.",
+        "Source of operand B: int8 activations or weights, or int32 accumulators.",
         kind=OperandSource,
-        supported=(OperandSource.NONE, OperandSource.ACTIVATION, OperandSource.ACCUMULATOR),
     )
     b_address: int = bits(STRIDE_BITS, "First address of B.", signed=True)
     b_strides: tuple[int, ...] = bits(
@@ -453,14 +452,12 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     )
     multiplier: int = bits(31, "Multiplier, if the instruction is its source.")
     exponent: int = bits(8, "Exponent, if the instruction is its source.", signed=True)
-    rounding: Rounding = bits(
-        2,
-        "Rounding of the scaled value.",
-        kind=Rounding,
-        supported=(Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN),
-    )
+    rounding: Rounding = bits(2, "Rounding of the scaled value.", kind=Rounding)
     tail: Tail = bits(
-        3, "Use of operand B.", kind=Tail, supported=(Tail.NONE, Tail.ADD, Tail.MAXIMUM)
+        3,
+        "Use of operand B.",
+        kind=Tail,
+        supported=(Tail.NONE, Tail.ADD, Tail.MAXIMUM, Tail.PRODUCT, Tail.SELECT),
     )
     zero_point: int = bits(16, "Added to the result before the clamp.", signed=True)
     clamp_low: int = bits(32, "Smallest result.", signed=True, default=-(1 << 31))
@@ -473,15 +470,29 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     capture_register: int = bits(4, "Scalar register of the capture.", supported=(0,))
     column_sum: int = bits(1, "1: sum results by lane.", supported=(0,))
     lookup: int = bits(1, "1: results index a 256-entry table.", supported=(0,))
-    index_address: int = bits(32, "Logical element index of lane 0.", supported=(0,))
+    index_address: int = bits(32, "Logical index of the first element, for stochastic rounding.")
     index_strides: tuple[int, ...] = bits(
-        22, "Logical index stride, by outer loop.", length=LOOPS_VECTOR_OUTER, supported=(0,)
+        22, "Logical index stride, by outer loop.", length=LOOPS_VECTOR_OUTER
     )
-    tensor: int = bits(12, "Tensor number for stochastic rounding.", supported=(0,))
+    tensor: int = bits(12, "Tensor number for stochastic rounding.")
+    select_low: int = bits(10, "SELECT passes values where B is above this ...", signed=True)
+    select_high: int = bits(10, "... and below this.", signed=True)
 
     def unsupported(self) -> str | None:
-        """As :meth:`Instruction.unsupported`; a tail needs a source of its operand B."""
+        """As :meth:`Instruction.unsupported`, and what fits together.
+
+        A tail needs operand B; products and SELECT need an int8 one. A dot product needs operand B
+        for itself, and an int8 A.
+        """
+        if self.head == Head.DOT:
+            if self.a_source != OperandSource.ACTIVATION:
+                return "a_source"
+            if self.tail != Tail.NONE:
+                return "tail"
         if self.tail != Tail.NONE and self.b_source == OperandSource.NONE:
+            return "b_source"
+        int8_only = self.head == Head.DOT or self.tail in (Tail.PRODUCT, Tail.SELECT)
+        if int8_only and self.b_source not in (OperandSource.ACTIVATION, OperandSource.WEIGHT):
             return "b_source"
         return super().unsupported()
 

@@ -154,6 +154,8 @@ REGISTERS: list[Register] = _declare(
     ("READ_BEATS", _RO, "Data beats read by LOAD."),
     ("FETCH_BEATS", _RO, "Data beats read by instruction fetch."),
     ("WRITE_BEATS", _RO, "Data beats written by STORE."),
+    ("RANDOM_SEED", _RW, "Seed of stochastic rounding; not to be written while a program runs."),
+    ("RANDOM_STEP", _RW, "Step of stochastic rounding; not to be written while a program runs."),
 )
 
 _BY_NAME = {entry.name: entry for entry in REGISTERS}

@@ -110,7 +110,14 @@ class Device(Protocol):
         """A copy of ``size`` bytes of DRAM; an address outside it raises :class:`WeftError`."""
         ...
 
-    def run(self, program_address: int, *, watchdog: int = 100_000) -> RunResult:
+    def run(
+        self,
+        program_address: int,
+        *,
+        watchdog: int = 100_000,
+        random_seed: int = 0,
+        random_step: int = 0,
+    ) -> RunResult:
         """Run the program at that DRAM address up to its END.
 
         Parameters
@@ -119,6 +126,9 @@ class Device(Protocol):
             Aligned to a bus beat.
         watchdog : int
             Cycles without progress that count as a hang.
+        random_seed, random_step : int
+            32 bits each: what stochastic rounding depends on, besides a tensor's number and an
+            element's place in it (:func:`weft_hw.arithmetic.random_bits`).
 
         Raises
         ------

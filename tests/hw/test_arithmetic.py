@@ -168,6 +168,28 @@ def test_requantize_broadcasts_channels() -> None:
             assert row[channel] == expected
 
 
+def test_stochastic_rounding(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(4000):
+        bits, exponent = rng.randint(1, 32), rng.choice([rng.randint(-31, 31), 31, 15, 16])
+        value = rng.choice([rng.getrandbits(bits) - (1 << (bits - 1)), INT32_MIN, INT32_MAX])
+        multiplier = rng.choice([rng.getrandbits(31), 1 << rng.randint(0, 30), 0])
+        exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
+        fraction = math.floor((exact - math.floor(exact)) * 65536)
+        # The bits at which it begins to be rounded up, and others.
+        for word in {65535 - fraction, 65536 - fraction, 0, 65535, rng.getrandbits(16)} - {65536}:
+            expected = math.floor(exact) + (fraction + word >= 65536)
+            found = int(requantize(value, multiplier, exponent, Rounding.STOCHASTIC, word))
+            assert found == min(max(expected, INT32_MIN), INT32_MAX)
+
+
+def test_stochastic_rounding_is_unbiased_and_exact_where_nothing_is_discarded() -> None:
+    words = np.arange(65536)
+    results = requantize(-5, 3 << 20, 0, Rounding.STOCHASTIC, words)  # -5 * 3 / 2^11
+    assert int(results.sum()) == -5 * 3 * 65536 // 2048
+    assert set(requantize(-5, 1 << 30, 1, Rounding.STOCHASTIC, words).tolist()) == {-5}
+
+
 def test_stochastic_rounding_needs_random_bits() -> None:
     with pytest.raises(ValueError, match="stochastic rounding needs random bits"):
         requantize(1, 1, 0, Rounding.STOCHASTIC)

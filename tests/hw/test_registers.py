@@ -45,6 +45,8 @@ def test_access_kinds() -> None:
         "PROGRAM_ADDRESS": Access.READ_WRITE,
         "PROGRAM_ADDRESS_HIGH": Access.READ_WRITE,
         "WATCHDOG_LIMIT": Access.READ_WRITE,
+        "RANDOM_SEED": Access.READ_WRITE,
+        "RANDOM_STEP": Access.READ_WRITE,
     }
 
 

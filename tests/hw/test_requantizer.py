@@ -11,7 +11,7 @@ from weft_hw.gateware.requantizer import Requantizer
 from weft_hw.instructions import Rounding
 
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
-ROUNDINGS = (Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN)
+ROUNDINGS = tuple(Rounding)
 VALUES = (0, 1, -1, 2, -2, 3, -3, 5, -5, 127, -128, 1 << 30, -(1 << 30), INT32_MAX, INT32_MIN)
 VALUES += (INT32_MAX - 1, INT32_MIN + 1, 0x12345678, -0x12345678)
 MULTIPLIERS = (0, 1, 2, 3, 0xFFFF, 0x10000, 1 << 30, (1 << 30) + 1, 3 << 29, (1 << 31) - 1)
@@ -45,8 +45,10 @@ def expected(case: dict) -> list[int]:
     if case["bypass"]:
         return sums
     return [
-        int(requantize(total, multiplier, exponent, case["rounding"]))
-        for total, multiplier, exponent in zip(sums, case["multiplier"], case["exponent"])
+        int(requantize(total, multiplier, exponent, case["rounding"], word))
+        for total, multiplier, exponent, word in zip(
+            sums, case["multiplier"], case["exponent"], case["random"]
+        )
     ]
 
 
@@ -71,6 +73,11 @@ def run(lanes: int, cases: list[dict], rng: random.Random, gaps: float) -> None:
                     for port, number in zip(getattr(dut, name), case[name]):
                         ctx.set(port, number)
                 entered.append(cycle)
+            words = [rng.getrandbits(16) for _ in range(lanes)]
+            if cycle - dut.random_delay in entered:
+                words = cases[entered.index(cycle - dut.random_delay)]["random"]
+            for port, word in zip(dut.random, words):
+                ctx.set(port, word)
             if ctx.get(dut.o_valid):
                 left.append((cycle, [ctx.get(port) for port in dut.result]))
             assert cycle < 10 * len(cases) + 100
@@ -100,6 +107,7 @@ def edge_cases(lanes: int, rounding: Rounding) -> list[dict]:
                 "bias": [0] * lanes,
                 "multiplier": multipliers,
                 "exponent": exponents,
+                "random": [(77 * start + lane * 9001) % 65536 for lane in range(lanes)],
                 "pre_shift": 0,
                 "rounding": rounding,
                 "bypass": False,
@@ -123,6 +131,7 @@ def test_random_vectors_with_gaps(lanes: int, case: int) -> None:
             "bias": [rng.choice([0, random_value(rng)]) for _ in range(lanes)],
             "multiplier": [random_multiplier(rng) for _ in range(lanes)],
             "exponent": [rng.randint(-31, 31) for _ in range(lanes)],
+            "random": [rng.choice([0, 65535, rng.getrandbits(16)]) for _ in range(lanes)],
             "pre_shift": rng.choice([0, 0, 20, rng.randint(0, 31)]),
             "rounding": rng.choice(ROUNDINGS),
             "bypass": rng.random() < 0.2,

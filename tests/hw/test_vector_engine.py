@@ -46,6 +46,8 @@ def random_state(config: AcceleratorConfig, rng: random.Random) -> State:
         [rng.randint(-128, 127) for _ in range(config.activation_bytes)],
         [[random_word(rng) for _ in columns] for _ in range(config.accumulator_total_rows)],
         [[parameter() for _ in columns] for _ in range(config.parameter_rows)],
+        [rng.randint(-128, 127) for _ in range(config.weight_bytes)],
+        (rng.getrandbits(32), rng.getrandbits(32)),
     )
 
 
@@ -70,18 +72,25 @@ def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
         return tuple(rng.choice([0, 1, -1, rng.randint(-reach, reach)]) for _ in range(length))
 
     source = (OperandSource.ACTIVATION, OperandSource.ACCUMULATOR)
-    a_source, b_source = rng.choice(source), rng.choice(source)
-    tail = rng.choice([Tail.NONE, Tail.ADD, Tail.MAXIMUM])
+    a_source, b_source = rng.choice(source), rng.choice([*source, OperandSource.WEIGHT])
+    head = rng.choice(list(Head))
+    tail = rng.choice([Tail.NONE, Tail.ADD, Tail.MAXIMUM, Tail.PRODUCT, Tail.SELECT])
+    if head == Head.DOT:
+        a_source, tail = OperandSource.ACTIVATION, Tail.NONE
+    int8_only = head == Head.DOT or tail in (Tail.PRODUCT, Tail.SELECT)
+    if int8_only and b_source == OperandSource.ACCUMULATOR:
+        b_source = OperandSource.WEIGHT
+    b_used = head == Head.DOT or tail != Tail.NONE
     destination = rng.choice([Memory.ACTIVATION, Memory.ACCUMULATOR])
-    reach = {OperandSource.ACTIVATION: 40, OperandSource.ACCUMULATOR: 4}
+    reach = {s: 4 if s == OperandSource.ACCUMULATOR else 40 for s in OperandSource}
     low, high = sorted((random_word(rng), random_word(rng)))
     return Vector(
         counts=tuple(counts),
-        head=rng.choice([Head.SUM, Head.MAXIMUM]),
+        head=head,
         a_source=a_source,
         a_strides=strides(reach[a_source]),
         a_zero_point=rng.choice([0, -128, 127, rng.randint(-128, 127)]),
-        b_source=b_source if tail != Tail.NONE else rng.choice([OperandSource.NONE, b_source]),
+        b_source=b_source if b_used else rng.choice([OperandSource.NONE, b_source]),
         b_strides=strides(reach[b_source]),
         b_zero_point=rng.randint(-128, 127),
         destination=destination,
@@ -100,11 +109,16 @@ def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
         scale_source=rng.choice([ScaleSource.NONE, ScaleSource.PARAMETER, ScaleSource.INSTRUCTION]),
         multiplier=rng.choice([rng.getrandbits(31), 1 << 30, 0]),
         exponent=rng.choice([rng.randint(-31, 31), -10]),
-        rounding=rng.choice([Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN]),
+        rounding=rng.choice(list(Rounding)),
+        index_address=rng.choice([0, 0xFFFFFFFE, rng.getrandbits(32)]),
+        index_strides=tuple(rng.choice([0, 1, rng.getrandbits(22)]) for _ in range(4)),
+        tensor=rng.choice([0, rng.getrandbits(12)]),
         tail=tail,
         zero_point=rng.choice([0, -128, -32768, 32767, rng.randint(-128, 127)]),
         clamp_low=rng.choice([-128, low, -(1 << 31)]),
         clamp_high=rng.choice([127, high, (1 << 31) - 1]),
+        select_low=rng.choice([0, -512, rng.randint(-256, 255)]),
+        select_high=rng.choice([127, 511, rng.randint(-256, 255)]),
     )
 
 
@@ -138,13 +152,20 @@ def random_instruction(config: AcceleratorConfig, rng: random.Random) -> Vector:
 
 def _placed(candidate: Vector, config: AcceleratorConfig, rng: random.Random) -> Vector | None:
     everything = list(itertools.chain(*accesses(candidate, config)))
-    touched: dict[str, set[tuple[bool, int]]] = {"read": set(), "written": set()}
+    touched: dict[str, set[tuple[OperandSource, int]]] = {"read": set(), "written": set()}
+    sizes = {
+        OperandSource.NONE: config.activation_bytes,
+        OperandSource.ACTIVATION: config.activation_bytes,
+        OperandSource.ACCUMULATOR: config.accumulator_total_rows,
+        OperandSource.WEIGHT: config.weight_bytes,
+    }
     for what, field in (("a", "a_address"), ("b", "b_address"), ("result", "address")):
         if what == "result":
-            wide = candidate.destination == Memory.ACCUMULATOR
+            in_rows = candidate.destination == Memory.ACCUMULATOR
+            place = OperandSource.ACCUMULATOR if in_rows else OperandSource.ACTIVATION
         else:
-            wide = getattr(candidate, f"{what}_source") == OperandSource.ACCUMULATOR
-        size = config.accumulator_total_rows if wide else config.activation_bytes
+            place = getattr(candidate, f"{what}_source")
+        wide, size = place == OperandSource.ACCUMULATOR, sizes[place]
         starts = [address for kind, address, _ in everything if kind == what]
         lengths = [1 if wide else length for kind, _, length in everything if kind == what]
         base = _place(rng, starts, lengths, size)
@@ -153,7 +174,7 @@ def _placed(candidate: Vector, config: AcceleratorConfig, rng: random.Random) ->
         candidate = dataclasses.replace(candidate, **{field: base})
         group = touched["written" if what == "result" else "read"]
         for start, length in zip(starts, lengths):
-            group.update((wide, base + start + i) for i in range(length))
+            group.update((place, base + start + i) for i in range(length))
     return None if touched["read"] & touched["written"] else candidate
 
 
@@ -230,6 +251,56 @@ def test_residual_add_in_three_passes() -> None:
         execute(instruction, TINY, expected)
     assert len(outcome.retired) == 3 and state == expected
     assert len(set(state.activation[1000 : 1000 + vectors * columns])) > 10  # not all clamped
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_convolution(stride: int) -> None:
+    """3x3 with padding of the zero point, int32 results, against the definition of convolution."""
+    rng = random.Random(stride)
+    state = random_state(TINY, rng)
+    size, tiles, columns = 5, 2, TINY.columns
+    channels, outputs = tiles * columns, (size - 1) // stride + 1
+    convolution = Vector(
+        counts=(tiles, 1, outputs, outputs, 3, 3),
+        head=Head.DOT,
+        a_source=OperandSource.ACTIVATION,
+        a_address=-(size + 1) * channels,
+        a_strides=(
+            columns,
+            0,
+            stride * size * channels,
+            stride * channels,
+            size * channels,
+            channels,
+        ),
+        a_zero_point=-11,
+        b_source=OperandSource.WEIGHT,
+        b_address=40,
+        b_strides=(columns, 0, 0, 0, 3 * channels, channels),
+        bounded=1,
+        y_origin=-1,
+        y_extent=size,
+        y_steps=(0, 0, stride, 0, 1, 0),
+        x_origin=-1,
+        x_extent=size,
+        x_steps=(0, 0, 0, stride, 0, 1),
+        destination=Memory.ACCUMULATOR,
+        address=7,
+        strides=(outputs * outputs, 0, outputs, 1),
+    )
+    outcome = run_engine(TINY, [convolution], state, rng)
+    assert len(outcome.retired) == 1
+    for channel, y, x in itertools.product(range(channels), range(outputs), range(outputs)):
+        total = 0
+        for ky, kx in itertools.product(range(3), range(3)):
+            row, column = stride * y + ky - 1, stride * x + kx - 1
+            if 0 <= row < size and 0 <= column < size:
+                pixel = state.activation[(row * size + column) * channels + channel]
+                total += (pixel + 11) * state.weight[40 + (3 * ky + kx) * channels + channel]
+        tile, lane = divmod(channel, columns)
+        assert state.accumulator[7 + (tile * outputs + y) * outputs + x][lane] == total
+    # One product a lane and cycle.
+    assert outcome.writes[-1] - outcome.writes[0] == 9 * (tiles * outputs * outputs - 1)
 
 
 @pytest.mark.parametrize("write_refusal", [0.7, 0.95])
@@ -347,8 +418,25 @@ def test_unsupported_field(name: str, value: object) -> None:
     _expect_fault(dataclasses.replace(GOOD, **{name: value}), FaultCause.UNSUPPORTED_FIELD)
 
 
-def test_tail_without_its_operand() -> None:
-    _expect_fault(dataclasses.replace(GOOD, tail=Tail.ADD), FaultCause.UNSUPPORTED_FIELD)
+NARROW_DOT = {"head": Head.DOT, "a_source": OperandSource.ACTIVATION}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *[{"tail": tail} for tail in (Tail.ADD, Tail.MAXIMUM, Tail.PRODUCT, Tail.SELECT)],
+        {"tail": Tail.PRODUCT, "b_source": OperandSource.ACCUMULATOR},
+        {"tail": Tail.SELECT, "b_source": OperandSource.ACCUMULATOR},
+        {"head": Head.DOT, "b_source": OperandSource.WEIGHT},  # of accumulators
+        NARROW_DOT,
+        dict(NARROW_DOT, b_source=OperandSource.ACCUMULATOR),
+        dict(NARROW_DOT, b_source=OperandSource.WEIGHT, tail=Tail.ADD),
+    ],
+)
+def test_operands_that_do_not_fit_their_use(fields: dict[str, object]) -> None:
+    bad = dataclasses.replace(GOOD, **fields)
+    assert bad.unsupported() is not None
+    _expect_fault(bad, FaultCause.UNSUPPORTED_FIELD)
 
 
 def test_scalar_instruction() -> None:
@@ -365,6 +453,16 @@ def test_zero_count(loop: int) -> None:
 BYTES, ROWS = TINY.activation_bytes, TINY.accumulator_total_rows
 NARROW_A = {"a_source": OperandSource.ACTIVATION, "a_strides": (0, 0, 0, 4, 0, 0)}
 NARROW_B = {"tail": Tail.ADD, "b_source": OperandSource.ACTIVATION, "b_strides": (0, 0, 0, 4, 0, 0)}
+WEIGHT_B = dict(NARROW_B, b_source=OperandSource.WEIGHT)
+DOT = {
+    "counts": (1, 1, 1, 5, 1, 2),
+    "head": Head.DOT,
+    "a_source": OperandSource.ACTIVATION,
+    "a_strides": (0, 0, 0, 4, 0, 4),
+    "b_source": OperandSource.WEIGHT,
+    "b_strides": (0, 0, 0, 0, 0, 4),
+    "address": BYTES // 2,
+}
 WIDE_B = {"tail": Tail.ADD, "b_source": OperandSource.ACCUMULATOR, "b_strides": (0, 0, 0, 1, 0, 0)}
 
 
@@ -378,6 +476,10 @@ WIDE_B = {"tail": Tail.ADD, "b_source": OperandSource.ACCUMULATOR, "b_strides": 
         (dict(NARROW_A, a_address=-2), -2),
         (dict(NARROW_B, b_address=BYTES - 9), BYTES - 1),
         (dict(WIDE_B, b_address=ROWS - 1), ROWS),
+        (dict(WEIGHT_B, b_address=TINY.weight_bytes - 9), TINY.weight_bytes - 1),
+        (dict(DOT, b_address=TINY.weight_bytes - 7), TINY.weight_bytes - 3),
+        (dict(DOT, b_address=BYTES - 8), BYTES - 8),
+        (dict(DOT, a_address=-4, b_address=-1), -4),
         ({"address": BYTES - 18}, BYTES - 2),
         ({"address": BYTES - 18, "last_lanes": 3}, BYTES - 2),
         ({"address": -(1 << 19)}, -(1 << 19)),
@@ -399,6 +501,10 @@ def test_address_outside_its_memory(fields: dict[str, object], address: int) -> 
         {"address": BYTES - 18, "last_lanes": 2},
         {"b_address": -5},  # no use of B
         {"parameter_address": 255},  # nor of parameters
+        dict(DOT, b_address=TINY.weight_bytes - 8),
+        # The second tap never exists.
+        dict(DOT, b_address=TINY.weight_bytes - 4, bounded=1, x_extent=1, y_extent=1)
+        | {"x_steps": (0, 0, 0, 0, 0, 1)},
         # Far outside as long as x does not exist.
         {
             "bounded": 1,

@@ -92,9 +92,9 @@ class _Bench:
         columns, line = self.config.columns, self.config.line_bytes
         if name.startswith("accumulator"):
             return _pack(self.state.accumulator[address], 32)
-        assert address + columns <= self.config.activation_bytes
-        size = self.config.activation_bytes
-        return _pack([self.state.activation[(address + i) % size] for i in range(line)], 8)
+        scratchpad = self.state.weight if name == "weight_b" else self.state.activation
+        assert address + columns <= len(scratchpad)
+        return _pack([scratchpad[(address + i) % len(scratchpad)] for i in range(line)], 8)
 
     def drive_read(self, ctx, name: str) -> None:
         port = getattr(self.dut, name)
@@ -153,9 +153,11 @@ class _Bench:
 
     async def bench(self, ctx) -> None:
         dut, outcome = self.dut, self.outcome
-        reads = ("a", "b", "accumulator_a", "accumulator_b")
+        reads = ("a", "b", "weight_b", "accumulator_a", "accumulator_b")
         writes = ("result", "accumulator_result")
         number, offered = 0, False
+        ctx.set(dut.random_seed, self.state.random[0])
+        ctx.set(dut.random_step, self.state.random[1])
         while True:
             assert self.cycle < self.cycles, f"not finished after {self.cycles} cycles"
             stopped = self.stop_at is not None and self.cycle >= self.stop_at

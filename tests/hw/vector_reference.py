@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from fractions import Fraction
 
+from hw.speck import random_word
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Head,
@@ -29,10 +30,13 @@ class State:
     activation: list[int]
     accumulator: list[list[int]]
     parameters: list[list[tuple[int, int, int]]]
+    weight: list[int]
+    random: tuple[int, int]  # seed and step
 
     def copy(self) -> "State":
         rows = [list(row) for row in self.accumulator]
-        return State(list(self.activation), rows, [list(row) for row in self.parameters])
+        parameters = [list(row) for row in self.parameters]
+        return State(list(self.activation), rows, parameters, list(self.weight), self.random)
 
 
 def wrap(value: int, bits: int = 32) -> int:
@@ -44,7 +48,7 @@ def saturate(value: int) -> int:
     return min(max(value, -(1 << 31)), (1 << 31) - 1)
 
 
-def scale(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int:
+def scale(value: int, multiplier: int, exponent: int, rounding: Rounding, word: int) -> int:
     """TFLite's two functions as published, or one exact division rounded once."""
     if rounding == Rounding.TWO_STEP:
         value = wrap(value << max(exponent, 0))
@@ -57,6 +61,9 @@ def scale(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int
         threshold = (mask >> 1) + (1 if high < 0 else 0)
         return (high >> shift) + (1 if (high & mask) > threshold else 0)
     exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
+    if rounding == Rounding.STOCHASTIC:  # by multiples of 2^-16, of which the word is one
+        multiples = (exact * 65536).__floor__()
+        return saturate((multiples + word) // 65536)
     if rounding == Rounding.HALF_EVEN:
         return saturate(round(exact))  # Python rounds halves to even
     return saturate((exact + Fraction(1, 2)).__floor__())
@@ -89,6 +96,9 @@ def accesses(instruction: Vector, config: AcceleratorConfig) -> list[list[tuple[
             if _exists(instruction, outer + inner):
                 a = _sum(instruction.a_address, instruction.a_strides, outer + inner)
                 touched.append(("a", a, config.columns))
+                if instruction.head == Head.DOT:
+                    b = _sum(instruction.b_address, instruction.b_strides, outer + inner)
+                    touched.append(("b", b, config.columns))
         if instruction.tail != Tail.NONE:
             b = _sum(instruction.b_address, instruction.b_strides[:4], outer)
             touched.append(("b", b, config.columns))
@@ -99,6 +109,12 @@ def accesses(instruction: Vector, config: AcceleratorConfig) -> list[list[tuple[
             touched.append(("parameter", row, 1))
         vectors.append(touched)
     return vectors
+
+
+def _bytes(instruction: Vector, state: State, what: str) -> list[int]:
+    """The scratchpad of an int8 operand or result."""
+    weights = what == "b" and instruction.b_source == OperandSource.WEIGHT
+    return state.weight if weights else state.activation
 
 
 def _is_accumulator(instruction: Vector, what: str) -> bool:
@@ -114,9 +130,20 @@ def _check(instruction: Vector, state: State, what: str, address: int, length: i
     elif _is_accumulator(instruction, what):
         size, length = len(state.accumulator), 1
     else:
-        size = len(state.activation)
+        size = len(_bytes(instruction, state, what))
     if not (0 <= address and address + length <= size):
         raise OutsideError(address)
+
+
+def _tail(instruction: Vector, value: int, b: int) -> int:
+    if instruction.tail == Tail.ADD:
+        return wrap(value + b)
+    if instruction.tail == Tail.MAXIMUM:
+        return max(value, b)
+    if instruction.tail == Tail.PRODUCT:
+        return wrap(value * b)
+    assert instruction.tail == Tail.SELECT
+    return value if instruction.select_low < b < instruction.select_high else 0
 
 
 def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> None:
@@ -140,22 +167,29 @@ def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> Non
                     elements.append(state.accumulator[a][lane])
                 else:
                     elements.append(state.activation[a + lane] - instruction.a_zero_point)
-            if instruction.head == Head.SUM:
-                value = sum(elements)
-            else:
+                if instruction.head == Head.DOT:
+                    b = _sum(instruction.b_address, instruction.b_strides, index)
+                    byte = _bytes(instruction, state, "b")[b + lane]
+                    elements[-1] *= byte - instruction.b_zero_point
+            if instruction.head == Head.MAXIMUM:
                 value = max(elements, default=-(1 << 31))
+            else:
+                value = sum(elements)
             bias, multiplier, exponent = row[lane] if row else (0, 0, 0)
             value = wrap((value + (bias if instruction.use_bias else 0)) << instruction.pre_shift)
             if instruction.scale_source == ScaleSource.INSTRUCTION:
                 multiplier, exponent = instruction.multiplier, instruction.exponent
             if instruction.scale_source != ScaleSource.NONE:
-                value = scale(value, multiplier, exponent, instruction.rounding)
+                element = lane + _sum(instruction.index_address, instruction.index_strides, outer)
+                word = random_word(*state.random, instruction.tensor, element)
+                value = scale(value, multiplier, exponent, instruction.rounding, word)
             if instruction.tail != Tail.NONE:
                 if _is_accumulator(instruction, "b"):
                     b = state.accumulator[places["b"]][lane]
                 else:
-                    b = state.activation[places["b"] + lane] - instruction.b_zero_point
-                value = wrap(value + b) if instruction.tail == Tail.ADD else max(value, b)
+                    byte = _bytes(instruction, state, "b")[places["b"] + lane]
+                    b = byte - instruction.b_zero_point
+                value = _tail(instruction, value, b)
             value = wrap(value + instruction.zero_point)
             results.append(min(max(value, instruction.clamp_low), instruction.clamp_high))
         for lane in range(_lanes(instruction, config, outer)):

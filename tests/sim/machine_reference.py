@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+from hw.speck import random_word
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Accumulate,
@@ -52,7 +53,7 @@ def round_half_away(numerator: int, denominator: int) -> int:
     return quotient if numerator >= 0 else -quotient
 
 
-def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding) -> int:
+def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding, word: int) -> int:
     if rounding == Rounding.TWO_STEP:
         # As TFLite states it: round to nearest by a nudge and a division towards zero.
         value = signed(value << max(exponent, 0), 32)
@@ -60,7 +61,10 @@ def requantize(value: int, multiplier: int, exponent: int, rounding: Rounding) -
         high = abs(nudged) // (1 << 31) * (1 if nudged >= 0 else -1)
         return round_half_away(high, 1 << max(-exponent, 0))
     exact = Fraction(value * multiplier) * Fraction(2) ** (exponent - 31)
-    if rounding == Rounding.HALF_EVEN:
+    if rounding == Rounding.STOCHASTIC:
+        below = exact - exact.__floor__()
+        result = exact.__floor__() + (int(65536 * below) + word >= 65536)
+    elif rounding == Rounding.HALF_EVEN:
         result = round(exact)
     else:
         result = (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
@@ -76,6 +80,7 @@ class ReferenceMachine:
         self.activation = [0] * config.activation_bytes
         self.weight = [0] * config.weight_bytes
         self.parameter = [0] * config.parameter_bytes
+        self.random = (0, 0)  # seed and step
         self.accumulator = [[0] * config.columns for _ in range(config.accumulator_total_rows)]
 
     def execute(self, instruction: Instruction) -> None:
@@ -280,7 +285,7 @@ class ReferenceMachine:
 
     def _values(self, instruction: Vector, outer: tuple[int, ...]) -> list[int]:
         columns = self.config.columns
-        window = []
+        window, factors = [], []
         for inner in nest(instruction.counts[4:]):
             index = outer + inner
             if not instruction.bounded or self._exists(instruction, index):
@@ -288,6 +293,11 @@ class ReferenceMachine:
                 window.append(
                     self._operand(instruction.a_source, address, instruction.a_zero_point)
                 )
+                if instruction.head == Head.DOT:
+                    address = at(instruction.b_address, instruction.b_strides, index)
+                    factors.append(
+                        self._operand(instruction.b_source, address, instruction.b_zero_point)
+                    )
         b = [0] * columns
         if instruction.tail != Tail.NONE:
             address = at(instruction.b_address, instruction.b_strides[:4], outer)
@@ -301,6 +311,8 @@ class ReferenceMachine:
             elements = [vector[lane] for vector in window]
             if instruction.head == Head.SUM:
                 value = sum(elements)
+            elif instruction.head == Head.DOT:
+                value = sum(a * other[lane] for a, other in zip(elements, factors, strict=True))
             else:
                 value = max(elements, default=-(2**31))
             bias, multiplier, exponent = parameters[lane]
@@ -308,11 +320,18 @@ class ReferenceMachine:
             if instruction.scale_source == ScaleSource.INSTRUCTION:
                 multiplier, exponent = instruction.multiplier, instruction.exponent
             if instruction.scale_source != ScaleSource.NONE:
-                value = requantize(value, multiplier, exponent, instruction.rounding)
+                place = at(instruction.index_address, instruction.index_strides, outer) + lane
+                word = random_word(*self.random, instruction.tensor, place)
+                value = requantize(value, multiplier, exponent, instruction.rounding, word)
             if instruction.tail == Tail.ADD:
                 value = signed(value + b[lane], 32)
             elif instruction.tail == Tail.MAXIMUM:
                 value = max(value, b[lane])
+            elif instruction.tail == Tail.PRODUCT:
+                value = signed(value * b[lane], 32)
+            elif instruction.tail == Tail.SELECT:
+                passes = b[lane] > instruction.select_low and b[lane] < instruction.select_high
+                value = value if passes else 0
             value = signed(value + instruction.zero_point, 32)
             value = min(max(value, instruction.clamp_low), instruction.clamp_high)
             results.append(value)
@@ -321,5 +340,6 @@ class ReferenceMachine:
     def _operand(self, source: OperandSource, address: int, zero_point: int) -> list[int]:
         if source == OperandSource.ACCUMULATOR:
             return list(self._row(address))
-        data = self._bytes(self.activation, address, self.config.columns)
+        memory = self.weight if source == OperandSource.WEIGHT else self.activation
+        data = self._bytes(memory, address, self.config.columns)
         return [value - zero_point for value in data]

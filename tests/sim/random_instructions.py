@@ -290,14 +290,25 @@ class RandomInstructions:
             return not bounded or inside
 
         sources = [OperandSource.ACTIVATION, OperandSource.ACCUMULATOR]
-        a_source, b_source = self.pick(sources), self.pick(sources)
+        a_source, b_source = self.pick(sources), self.pick([*sources, OperandSource.WEIGHT])
         destination = self.pick([Memory.ACTIVATION, Memory.ACCUMULATOR])
-        tail = self.pick([Tail.NONE, Tail.ADD, Tail.MAXIMUM])
+        head = self.pick([Head.SUM, Head.MAXIMUM, Head.DOT])
+        tail = self.pick([Tail.NONE, Tail.ADD, Tail.MAXIMUM, Tail.PRODUCT, Tail.SELECT])
+        if head is Head.DOT:
+            a_source, tail = OperandSource.ACTIVATION, Tail.NONE
+        if head is Head.DOT or tail in (Tail.PRODUCT, Tail.SELECT):  # of int8 only
+            b_source = self.pick([OperandSource.ACTIVATION, OperandSource.WEIGHT])
+        b_used = head is Head.DOT or tail is not Tail.NONE
         last_lanes = self.pick([0, 0, self.between(1, config.columns)])
         a, a_strides = self._operand(a_source, counts, 0, exists)
         if not -(1 << 19) <= a < 1 << 19:
             a = 0
-        b, b_strides = self._operand(b_source, outer, 0)
+        if head is Head.DOT:
+            b, b_strides = self._operand(b_source, counts, 0, exists)
+            b = b if -(1 << 19) <= b < 1 << 19 else 0
+        else:
+            b, b_strides = self._operand(b_source, outer, 0)
+            b_strides = (*b_strides, 0, 0)
         wide = destination is Memory.ACCUMULATOR
         target = OperandSource.ACCUMULATOR if wide else OperandSource.ACTIVATION
         address, strides = self._operand(target, outer, 1)
@@ -307,14 +318,14 @@ class RandomInstructions:
         bound = self.pick([(-128, 127), (-(1 << 31), (1 << 31) - 1), (-5, 100), (3, 3), (7, -7)])
         return Vector(
             counts=counts,
-            head=self.pick([Head.SUM, Head.MAXIMUM]),
+            head=head,
             a_source=a_source,
             a_address=a,
             a_strides=a_strides,
             a_zero_point=self.between(-128, 127),
-            b_source=b_source if tail is not Tail.NONE else OperandSource.NONE,
+            b_source=b_source if b_used else OperandSource.NONE,
             b_address=b,
-            b_strides=(*b_strides, 0, 0),
+            b_strides=b_strides,
             b_zero_point=self.between(-128, 127),
             destination=destination,
             address=address,
@@ -330,11 +341,16 @@ class RandomInstructions:
             ),
             multiplier=self.pick([0, 1 << 30, (1 << 31) - 1, self.between(0, (1 << 31) - 1)]),
             exponent=self.pick([0, -8, -31, 31, self.between(-31, 31)]),
-            rounding=self.pick([Rounding.TWO_STEP, Rounding.HALF_UP, Rounding.HALF_EVEN]),
+            rounding=self.pick(list(Rounding)),
+            index_address=self.pick([0, 0xFFFFFFFE, self.between(0, 0xFFFFFFFF)]),
+            index_strides=tuple(self.pick([0, 1, self.between(0, 1 << 21)]) for _ in range(4)),
+            tensor=self.between(0, 4095),
             tail=tail,
             zero_point=self.pick([0, self.between(-128, 127), self.between(-32768, 32767)]),
             clamp_low=bound[0],
             clamp_high=bound[1],
+            select_low=self.pick([0, -512, self.between(-256, 255)]),
+            select_high=self.pick([127, 511, self.between(-256, 255)]),
             **fields,
         )
 
@@ -349,7 +365,9 @@ class RandomInstructions:
         if source is OperandSource.ACCUMULATOR:
             size, width, steps = self.config.accumulator_total_rows, 1, [1, 1, 2, 5]
         else:
-            size, width = self.config.activation_bytes, columns
+            weights = source is OperandSource.WEIGHT
+            size = self.config.weight_bytes if weights else self.config.activation_bytes
+            width = columns
             steps = self.pick([[columns, 2 * columns, 4 * columns], [1, 3, columns]])
         span = (half * size // 2, (half + 1) * size // 2) if self.apart else (0, size)
         return self.place(

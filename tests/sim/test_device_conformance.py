@@ -1,6 +1,7 @@
 """What every engine must do behind the ``Device`` protocol: one suite, run against each."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from weft_hw.instructions import (
     LoadSide,
     Matrix,
     Memory,
+    OperandSource,
     Queue,
+    Rounding,
     Scalar,
+    ScaleSource,
     Store,
     Vector,
 )
@@ -59,12 +63,65 @@ def test_random_programs(config: AcceleratorConfig, number: int, open_engine, rn
     dram[program_address : program_address + len(code)] = np.frombuffer(code, np.uint8)
     device.write_memory(0, dram)
     reference = ReferenceMachine(config, dram.tobytes())
-    for _ in range(2):  # the second time on what the first has left
-        device.run(program_address, watchdog=WATCHDOG)
+    for step in range(2):  # the second time on what the first has left
+        reference.random = (0x12345678 * (number + 1), 0xFEDC0000 + step)
+        random_seed, random_step = reference.random
+        device.run(
+            program_address, watchdog=WATCHDOG, random_seed=random_seed, random_step=random_step
+        )
         for instruction in instructions:
             reference.execute(instruction)
         found = device.read_memory(0, memory_bytes)
         assert found.tolist() == reference.dram, "\n".join(map(str, body))
+
+
+def _stochastic_program(config: AcceleratorConfig, rows: list[int]) -> list[Instruction]:
+    """16 channels of 6 rows of 4 pixels, halved; ``rows`` rows an instruction."""
+    columns, channels, pixels = config.columns, 16, 4
+    tiles, row_bytes = channels // columns, channels * pixels
+    instructions: list[Instruction] = [Load(run_bytes=6 * row_bytes, extent=1)]
+    for first, count in zip(itertools.accumulate([0, *rows]), rows):
+        strides = (columns, row_bytes, channels)
+        vector = Vector(
+            counts=(tiles, count, pixels, 1, 1, 1),
+            a_source=OperandSource.ACTIVATION,
+            a_address=first * row_bytes,
+            a_strides=(*strides, 0, 0, 0),
+            address=1024 + first * row_bytes,
+            strides=(*strides, 0),
+            scale_source=ScaleSource.INSTRUCTION,
+            multiplier=1 << 30,
+            rounding=Rounding.STOCHASTIC,
+            index_address=first * row_bytes,
+            index_strides=(*strides, 0),
+            tensor=5,
+        )
+        instructions.append(vector)
+    instructions.append(
+        Store(dram_address=1024, address=1024, run_bytes=6 * row_bytes, extent=1),
+    )
+    return serialized(instructions)
+
+
+def test_stochastic_rounding_depends_on_place_seed_and_step_only(open_engine, rng):
+    """Neither on how a tensor is cut into instructions nor on the number of lanes."""
+    data = rng.integers(0, 256, 384).astype(np.uint8)
+    results = {}
+    for config, rows in ((TINY, [6]), (TINY, [1, 3, 2]), (WIDE, [6]), (WIDE, [5, 1])):
+        device: Device = open_engine(config, 8192)
+        device.write_memory(0, data)
+        device.write_memory(4096, encode(_stochastic_program(config, rows)))
+        for seed, step in ((0, 0), (7, 0), (0, 7), (7, 1 << 20)):
+            device.run(4096, watchdog=WATCHDOG, random_seed=seed, random_step=step)
+            found = device.read_memory(1024, 384)
+            expected = results.setdefault((seed, step), found)
+            assert np.array_equal(found, expected)
+    halves = data.view(np.int8).astype(int) // 2
+    odd = data % 2 == 1
+    for found in results.values():
+        up = found.view(np.int8) - halves
+        assert set(up[odd].tolist()) == {0, 1} and not up[~odd].any()
+    assert len({found.tobytes() for found in results.values()}) == len(results)
 
 
 def test_memory(open_engine):

@@ -42,6 +42,8 @@ class Core(wiring.Component):
     program_address : In(40)
         Held while the program runs.
     watchdog_limit : In(32)
+    random_seed, random_step : In(32), In(32)
+        Held while the program runs.
     running : Out(1)
         From the cycle after ``start`` to ``done`` or ``halted``.
     done : Out(1)
@@ -68,6 +70,8 @@ class Core(wiring.Component):
                 "abort": In(1),
                 "program_address": In(DRAM_BITS),
                 "watchdog_limit": In(32),
+                "random_seed": In(32),
+                "random_step": In(32),
                 "running": Out(1),
                 "done": Out(1),
                 "halted": Out(1),
@@ -113,6 +117,8 @@ class Core(wiring.Component):
         self._connect_faults(m, dispatch, fetch, faults, ports)
         self._connect_counters(m, dispatch, counters, ports)
         m.d.comb += [
+            vector.random_seed.eq(self.random_seed),
+            vector.random_step.eq(self.random_step),
             counters.read_beats.eq(load.beat),
             counters.fetch_beats.eq(fetch.beat),
             counters.write_beats.eq(store.beat),
@@ -140,7 +146,7 @@ class Core(wiring.Component):
             writers=len(activation_writes),
         )
         m.submodules.weight = weight = Scratchpad(
-            config.weight_bytes, config.weight_banks, line, readers=1, writers=1
+            config.weight_bytes, config.weight_banks, line, readers=2, writers=1
         )
         m.submodules.accumulator = accumulator = AccumulatorMemory(config, readers=2, writers=1)
         m.submodules.parameter = parameter = ParameterMemory(config)
@@ -149,6 +155,7 @@ class Core(wiring.Component):
         for requester, port in zip(activation_writes, activation.writes):
             connect(m, requester, port)
         connect(m, matrix.top, weight.reads[0])
+        connect(m, vector.weight_b, weight.reads[1])
         connect(m, load.weight, weight.writes[0])
         connect(m, matrix.update, accumulator.update)
         connect(m, vector.accumulator_a, accumulator.reads[0])

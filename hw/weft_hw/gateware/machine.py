@@ -89,6 +89,8 @@ class Machine(wiring.Component):
             core.abort.eq(reset_pending),
             core.program_address.eq(Cat(registers.program_address, registers.program_address_high)),
             core.watchdog_limit.eq(registers.watchdog_limit),
+            core.random_seed.eq(registers.random_seed),
+            core.random_step.eq(registers.random_step),
         ]
         with m.If(reset_core):
             m.d.sync += reset_pending.eq(0)

@@ -30,6 +30,9 @@ class Requantizer(wiring.Component):
 
         1 sum | 2 left shift | 3 four products | 4 inner sum | 5 product | 6, 7 shift | 8 round
 
+    Stochastic rounding takes the 16 highest of the bits that the shift drops by a second, narrow
+    shifter, and goes up where they carry when ``random`` is added.
+
     A vector enters in every cycle with ``i_valid`` high and leaves ``latency`` cycles later; there
     is no back-pressure. A stage without a vector does not switch.
 
@@ -46,7 +49,9 @@ class Requantizer(wiring.Component):
         From -31 to 31; the result for others is not defined.
     pre_shift : In(5)
     rounding : In(2)
-        A :class:`weft_hw.instructions.Rounding`, ``STOCHASTIC`` excepted.
+        A :class:`weft_hw.instructions.Rounding`.
+    random : In(16), an array of lanes
+        For stochastic rounding; of the vector that entered ``random_delay`` cycles before.
     bypass : In(1)
     result : Out(signed(32)), an array of lanes
     """
@@ -64,6 +69,7 @@ class Requantizer(wiring.Component):
                 "exponent": In(signed(8)).array(lanes),
                 "pre_shift": In(5),
                 "rounding": In(2),
+                "random": In(16).array(lanes),
                 "bypass": In(1),
                 "o_valid": Out(1),
                 "result": Out(signed(32)).array(lanes),
@@ -75,6 +81,11 @@ class Requantizer(wiring.Component):
         """Cycles from a vector's entry to its result."""
         return 8
 
+    @property
+    def random_delay(self) -> int:
+        """Cycles from a vector's entry to the use of its random bits."""
+        return 7
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         # Element k belongs to stage k: the input is 0, the output register is `latency`.
@@ -82,10 +93,12 @@ class Requantizer(wiring.Component):
         valid = [Signal(name=f"valid_{k}") for k in stages]
         two_step = [Signal(name=f"two_step_{k}", reset_less=True) for k in stages]
         half_even = [Signal(name=f"half_even_{k}", reset_less=True) for k in stages]
+        stochastic = [Signal(name=f"stochastic_{k}", reset_less=True) for k in stages]
         m.d.comb += [
             valid[0].eq(self.i_valid),
             two_step[0].eq((self.rounding == Rounding.TWO_STEP) & ~self.bypass),
             half_even[0].eq(self.rounding == Rounding.HALF_EVEN),
+            stochastic[0].eq((self.rounding == Rounding.STOCHASTIC) & ~self.bypass),
             self.o_valid.eq(valid[self.latency]),
         ]
         for k in range(self.latency):
@@ -94,9 +107,10 @@ class Requantizer(wiring.Component):
                 m.d.sync += [
                     two_step[k + 1].eq(two_step[k]),
                     half_even[k + 1].eq(half_even[k]),
+                    stochastic[k + 1].eq(stochastic[k]),
                 ]
         for lane in range(self._lanes):
-            self._elaborate_lane(m, lane, valid, two_step, half_even)
+            self._elaborate_lane(m, lane, valid, two_step, half_even, stochastic)
         return m
 
     def _elaborate_lane(
@@ -106,6 +120,7 @@ class Requantizer(wiring.Component):
         valid: list[Signal],
         two_step: list[Signal],
         half_even: list[Signal],
+        stochastic: list[Signal],
     ) -> None:
         def register(name: str, shape: object) -> Signal:
             return Signal(shape, name=f"{name}_{lane}", reset_less=True)
@@ -201,6 +216,18 @@ class Requantizer(wiring.Component):
                 sticky_7.eq(sticky_6 | (coarse[:7] & (FINE_MASK >> ~right_6)).any()),
             ]
 
+        # Beside them: the 16 bits below the result's lowest one, with zeros below the product's.
+        window = register("window", 23)
+        fraction = register("fraction", 16)
+        below = Cat(Const(0, 16), product)
+        with m.If(valid[5] & stochastic[5]):
+            with m.Switch(right_5[3:]):
+                for eight in range(8):
+                    with m.Case(eight):
+                        m.d.sync += window.eq(below[8 * eight : 8 * eight + 23])
+        with m.If(valid[6] & stochastic[6]):
+            m.d.sync += fraction.eq((window >> right_6)[:16])
+
         # 8: the rounding decision, in this one place, and saturation.
         half, odd, negative = fine[0], fine[1], fine[63]
         increment = Signal(name=f"increment_{lane}")
@@ -208,6 +235,8 @@ class Requantizer(wiring.Component):
             m.d.comb += increment.eq(half & (sticky_7 | ~negative))
         with m.Elif(half_even[7]):
             m.d.comb += increment.eq(half & (sticky_7 | odd))
+        with m.Elif(stochastic[7]):
+            m.d.comb += increment.eq((fraction + self.random[lane])[16])
         with m.Else():
             m.d.comb += increment.eq(half)
         above = fine[32:]  # the sign of an int32 and everything above it

@@ -1,6 +1,6 @@
 """The vector engine: accepts instructions, keeps their order, reports their faults."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -67,9 +67,13 @@ class VectorEngine(wiring.Component):
         Activation scratchpad.
     result : Out(WritePort)
         Activation scratchpad.
+    weight_b : Out(ReadPort)
+        Weight scratchpad.
     accumulator_a, accumulator_b : Out(AccumulatorReadPort)
     accumulator_result : Out(AccumulatorWritePort)
     parameters : Out(ParameterReadPort)
+    random_seed, random_step : In(32), In(32)
+        Held while an instruction is inside and for some cycles before.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -80,11 +84,14 @@ class VectorEngine(wiring.Component):
                 "engine": In(EnginePort(Vector)),
                 "a": Out(activation),
                 "b": Out(activation),
+                "weight_b": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "result": Out(WritePort(config.activation_address_bits, config.line_bytes)),
                 "accumulator_a": Out(AccumulatorReadPort(config)),
                 "accumulator_b": Out(AccumulatorReadPort(config)),
                 "accumulator_result": Out(AccumulatorWritePort(config)),
                 "parameters": Out(ParameterReadPort(config)),
+                "random_seed": In(32),
+                "random_step": In(32),
             }
         )
 
@@ -119,7 +126,7 @@ class VectorEngine(wiring.Component):
             unsupported.eq(
                 (fields.opcode != Vector.opcode)
                 | unsupported_field(m, Vector, fields)
-                | ((fields.tail != Tail.NONE) & (fields.b_source == OperandSource.NONE))
+                | self._mismatched(fields)
             ),
             wrong.eq(unsupported | zero_count(Vector, fields)),
         ]
@@ -189,6 +196,7 @@ class VectorEngine(wiring.Component):
         for inner, outer in (
             (operands.activation_a, self.a),
             (operands.activation_b, self.b),
+            (operands.weight_b, self.weight_b),
             (operands.accumulator_a, self.accumulator_a),
             (operands.accumulator_b, self.accumulator_b),
             (lanes.parameters, self.parameters),
@@ -203,6 +211,8 @@ class VectorEngine(wiring.Component):
             operands.step.eq(steps.step),
             operands.room.eq(results.room),
             operands.controls.eq(controls),
+            lanes.random_seed.eq(self.random_seed),
+            lanes.random_step.eq(self.random_step),
             lanes.token.eq(operands.token),
             lanes.controls.eq(controls),
             lanes.parameter_address.eq(operands.parameter_address),
@@ -219,6 +229,19 @@ class VectorEngine(wiring.Component):
         ):
             m.d.comb += [port.eq(signal) for signal, port in zip(source, target)]
 
+    def _mismatched(self, fields: data.View) -> Value:
+        """What :meth:`Vector.unsupported` checks besides single fields."""
+        dot = fields.head == Head.DOT
+        int8_only = dot | (fields.tail == Tail.PRODUCT) | (fields.tail == Tail.SELECT)
+        int8_b = (fields.b_source == OperandSource.ACTIVATION) | (
+            fields.b_source == OperandSource.WEIGHT
+        )
+        return (
+            (dot & ((fields.a_source != OperandSource.ACTIVATION) | (fields.tail != Tail.NONE)))
+            | ((fields.tail != Tail.NONE) & (fields.b_source == OperandSource.NONE))
+            | (int8_only & ~int8_b)
+        )
+
     def _conflict(
         self, m: Module, fields: data.View, controls: Signal, slot: Signal, inside: Signal
     ) -> Signal:
@@ -229,6 +252,7 @@ class VectorEngine(wiring.Component):
         reads_wide = (fields.a_source == OperandSource.ACCUMULATOR) | (
             (fields.tail != Tail.NONE) & (fields.b_source == OperandSource.ACCUMULATOR)
         )
+        # A dot product reads A from activations, wherever B lies.
         reads_narrow = (fields.a_source == OperandSource.ACTIVATION) | (
             (fields.tail != Tail.NONE) & (fields.b_source == OperandSource.ACTIVATION)
         )
@@ -241,10 +265,12 @@ class VectorEngine(wiring.Component):
         lanes = [(fields.last_lanes == 0) | (fields.last_lanes > lane) for lane in range(columns)]
         m.d.sync += [
             controls.head_maximum.eq(fields.head == Head.MAXIMUM),
+            controls.head_dot.eq(fields.head == Head.DOT),
             controls.a_wide.eq(fields.a_source == OperandSource.ACCUMULATOR),
             controls.a_zero_point.eq(fields.a_zero_point),
             controls.b_used.eq(fields.tail != Tail.NONE),
             controls.b_wide.eq(fields.b_source == OperandSource.ACCUMULATOR),
+            controls.b_weight.eq(fields.b_source == OperandSource.WEIGHT),
             controls.b_zero_point.eq(fields.b_zero_point),
             controls.use_bias.eq(fields.use_bias),
             controls.pre_shift.eq(fields.pre_shift),
@@ -253,8 +279,13 @@ class VectorEngine(wiring.Component):
             controls.multiplier.eq(fields.multiplier),
             controls.exponent.eq(fields.exponent),
             controls.rounding.eq(fields.rounding),
+            controls.tensor.eq(fields.tensor),
             controls.tail_add.eq(fields.tail == Tail.ADD),
             controls.tail_maximum.eq(fields.tail == Tail.MAXIMUM),
+            controls.tail_product.eq(fields.tail == Tail.PRODUCT),
+            controls.tail_select.eq(fields.tail == Tail.SELECT),
+            controls.select_low.eq(fields.select_low),
+            controls.select_high.eq(fields.select_high),
             controls.zero_point.eq(fields.zero_point),
             # The upper bound wins where they cross, whichever is compared first.
             controls.clamp_low.eq(Mux(low > high, high, low)),

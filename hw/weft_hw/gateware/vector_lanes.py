@@ -1,14 +1,16 @@
 """The vector engine's arithmetic: window reduction, scaling, operand B, zero point and clamp."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import ParameterReadPort
+from weft_hw.gateware.random_bits import RandomBits
 from weft_hw.gateware.requantizer import Requantizer
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
+from weft_hw.instructions import Rounding
 
 __all__ = ["VectorLanes"]
 
@@ -19,14 +21,17 @@ WAITING_B = 16
 class VectorLanes(wiring.Component):
     """Computes results from operands, in every lane::
 
-        head   = sum or maximum of A over the window
+        head   = sum or maximum of A, or sum of A * B, over the window
         scaled = (head + bias) << pre_shift, requantized
         result = clamp(tail(scaled, B) + zero_point, clamp_low, clamp_high)
 
     with all sums modulo 2^32. One window element enters a cycle, a vector leaves for each last one,
     ``latency`` cycles after it, without back-pressure::
 
-        1 operands | 2 window | 3 to 10 requantizer | 11 tail | 12 zero point | clamp
+        1 operands | 2 product | 3 window | 4 to 11 requantizer | 12 tail | 13 zero point | clamp
+
+    The tail's product of 32 by 9 bits has two halves, of 16 bits of the value each; the upper one
+    is added together with the zero point.
 
     Operands B wait in a small memory until their vector reaches the tail. A stage without a vector
     does not switch.
@@ -39,18 +44,19 @@ class VectorLanes(wiring.Component):
     -------
     token : In(token)
     a, b : In(signed(32)), arrays of columns
-        Valid with ``token.valid``; B with ``token.last`` only.
+        Valid with ``token.valid``; the tail's B with ``token.last`` only.
     controls : In(array of controls)
     parameter_address : In
         The row to be read in this cycle, for the vector whose last token is valid in it.
     parameters : Out(parameter read port)
+    random_seed, random_step : In(32), In(32)
     o_valid, result : Out(1), Out(signed(32)), an array of columns
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
         self._requantizer = Requantizer(config.columns)
-        if self._requantizer.latency + 2 >= WAITING_B:
+        if self._requantizer.latency + 3 >= WAITING_B:
             raise ValueError(f"`WAITING_B` must exceed the pipeline's depth, not be {WAITING_B}")
         parameters = ParameterReadPort(config)
         super().__init__(
@@ -61,6 +67,8 @@ class VectorLanes(wiring.Component):
                 "controls": In(data.ArrayLayout(controls_layout(config), SLOTS)),
                 "parameter_address": In(parameters.members["address"].shape),
                 "parameters": Out(parameters),
+                "random_seed": In(32),
+                "random_step": In(32),
                 "o_valid": Out(1),
                 "result": Out(signed(32)).array(config.columns),
             }
@@ -69,12 +77,20 @@ class VectorLanes(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the last token of a window to the vector's result."""
-        return 2 + self._requantizer.latency + 2
+        return 3 + self._requantizer.latency + 2
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.requantizer = self._requantizer
-        slot = self._elaborate_window(m)
+        m.submodules.random_bits = random_bits = RandomBits(self._config.columns)
+        m.d.comb += [
+            random_bits.seed.eq(self.random_seed),
+            random_bits.step.eq(self.random_step),
+            *[port.eq(b) for port, b in zip(self._requantizer.random, random_bits.bits)],
+        ]
+        # The vector enters one of them a cycle after the other.
+        assert random_bits.latency == 1 + self._requantizer.random_delay
+        slot = self._elaborate_window(m, random_bits)
         for _ in range(self._requantizer.latency):
             following = Signal(name="slot", reset_less=True)
             m.d.sync += following.eq(slot)
@@ -82,36 +98,53 @@ class VectorLanes(wiring.Component):
         self._elaborate_tail(m, slot, self._elaborate_waiting_b(m, slot))
         return m
 
-    def _elaborate_window(self, m: Module) -> Signal:
-        """Operand register, window register, feed of the requantizer; returns the feed's slot."""
+    def _elaborate_window(self, m: Module, random_bits: RandomBits) -> Signal:
+        """Operand, product and window registers, feed of the requantizer; returns its slot."""
         requantizer, token = self._requantizer, self.token
-        stage_1 = Signal(token_layout())
+        stage_1, stage_2 = Signal(token_layout()), Signal(token_layout())
         ready = Signal()  # the window register holds a finished head
         slot = Signal(reset_less=True)
-        m.d.sync += [stage_1.valid.eq(token.valid), ready.eq(stage_1.valid & stage_1.last)]
+        m.d.sync += [
+            stage_1.valid.eq(token.valid),
+            stage_2.valid.eq(stage_1.valid),
+            ready.eq(stage_2.valid & stage_2.last),
+        ]
         with m.If(token.valid):
             m.d.sync += stage_1.eq(token)
         with m.If(stage_1.valid):
-            m.d.sync += slot.eq(stage_1.slot)
-        maximum = control(m, self.controls, stage_1.slot, "head_maximum")
+            m.d.sync += stage_2.eq(stage_1)
+        with m.If(stage_2.valid):
+            m.d.sync += slot.eq(stage_2.slot)
+        dot = control(m, self.controls, token.slot, "head_dot", "_0")
+        dot_1 = control(m, self.controls, stage_1.slot, "head_dot", "_1")
+        maximum = control(m, self.controls, stage_2.slot, "head_maximum")
         use_bias = control(m, self.controls, slot, "use_bias")
         scale_parameter = control(m, self.controls, slot, "scale_parameter")
         multiplier = control(m, self.controls, slot, "multiplier")
         exponent = control(m, self.controls, slot, "exponent")
         row = self.parameters.data
-        for lane, operand in enumerate(self.a):
+        for lane, (operand, factor) in enumerate(zip(self.a, self.b)):
             element = Signal(signed(32), name=f"element_{lane}", reset_less=True)
+            tap = Signal(signed(9), name=f"tap_{lane}", reset_less=True)
+            term = Signal(signed(32), name=f"term_{lane}", reset_less=True)
             head = Signal(signed(32), name=f"head_{lane}", reset_less=True)
             with m.If(token.valid):
                 m.d.sync += element.eq(operand)
+                with m.If(dot):
+                    m.d.sync += tap.eq(factor)
             with m.If(stage_1.valid):
-                with m.If(stage_1.first):
-                    m.d.sync += head.eq(element)
-                with m.Elif(maximum):
-                    with m.If(element > head):
-                        m.d.sync += head.eq(element)
+                with m.If(dot_1):
+                    m.d.sync += term.eq(element[:9].as_signed() * tap)
                 with m.Else():
-                    m.d.sync += head.eq(head + element)
+                    m.d.sync += term.eq(element)
+            with m.If(stage_2.valid):
+                with m.If(stage_2.first):
+                    m.d.sync += head.eq(term)
+                with m.Elif(maximum):
+                    with m.If(term > head):
+                        m.d.sync += head.eq(term)
+                with m.Else():
+                    m.d.sync += head.eq(head + term)
             m.d.comb += [
                 requantizer.value[lane].eq(head),
                 requantizer.bias[lane].eq(Mux(use_bias, row.bias[lane], 0)),
@@ -121,6 +154,13 @@ class VectorLanes(wiring.Component):
                 requantizer.exponent[lane].eq(Mux(scale_parameter, row.exponent[lane], exponent)),
             ]
         m.d.comb += [
+            random_bits.i_valid.eq(
+                stage_2.valid
+                & stage_2.last
+                & (control(m, self.controls, stage_2.slot, "rounding", "_2") == Rounding.STOCHASTIC)
+            ),
+            random_bits.index.eq(stage_2.index),
+            random_bits.tensor.eq(control(m, self.controls, stage_2.slot, "tensor")),
             self.parameters.address.eq(self.parameter_address),
             requantizer.i_valid.eq(ready),
             requantizer.pre_shift.eq(control(m, self.controls, slot, "pre_shift")),
@@ -157,6 +197,11 @@ class VectorLanes(wiring.Component):
             m.d.sync += [valid[stage + 1].eq(valid[stage]), slots[stage + 1].eq(slots[stage])]
         add = control(m, self.controls, slots[0], "tail_add")
         maximum = control(m, self.controls, slots[0], "tail_maximum")
+        product = control(m, self.controls, slots[0], "tail_product")
+        product_1 = control(m, self.controls, slots[1], "tail_product", "_1")
+        select = control(m, self.controls, slots[0], "tail_select")
+        select_low = control(m, self.controls, slots[0], "select_low")
+        select_high = control(m, self.controls, slots[0], "select_high")
         zero_point = control(m, self.controls, slots[1], "zero_point")
         low = control(m, self.controls, slots[2], "clamp_low")
         high = control(m, self.controls, slots[2], "clamp_high")
@@ -165,16 +210,28 @@ class VectorLanes(wiring.Component):
             combined = Signal(signed(32), name=f"combined_{lane}", reset_less=True)
             offset = Signal(signed(32), name=f"offset_{lane}", reset_less=True)
             b = Signal(signed(32), name=f"tail_b_{lane}")
-            m.d.comb += b.eq(waiting_b[lane])
+            upper = Signal(16, name=f"upper_{lane}", reset_less=True)  # of a product
+            narrow = Signal(signed(9), name=f"tail_narrow_{lane}")
+            m.d.comb += [b.eq(waiting_b[lane]), narrow.eq(b)]
             with m.If(valid[0]):
                 with m.If(add):
                     m.d.sync += combined.eq(scaled + b)
+                with m.Elif(product):
+                    m.d.sync += [
+                        combined.eq(scaled[:16] * narrow),
+                        upper.eq(scaled[16:].as_signed() * narrow),
+                    ]
                 with m.Elif(maximum & (b > scaled)):
                     m.d.sync += combined.eq(b)
+                with m.Elif(select & ~((narrow > select_low) & (narrow < select_high))):
+                    m.d.sync += combined.eq(0)
                 with m.Else():
                     m.d.sync += combined.eq(scaled)
             with m.If(valid[1]):
-                m.d.sync += offset.eq(combined + zero_point)
+                with m.If(product_1):
+                    m.d.sync += offset.eq(combined + zero_point + Cat(Const(0, 16), upper))
+                with m.Else():
+                    m.d.sync += offset.eq(combined + zero_point)
             with m.If(offset > high):
                 m.d.comb += self.result[lane].eq(high)
             with m.Elif(offset < low):

@@ -7,6 +7,7 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import COUNT_BITS, LOOPS_VECTOR, STRIDE_BITS
 
 __all__ = [
+    "INDEX_BITS",
     "LOCAL_BITS",
     "RESULT_ENTRIES",
     "SLOTS",
@@ -26,16 +27,21 @@ RESULT_ENTRIES = 32
 LOCAL_BITS = STRIDE_BITS + COUNT_BITS + (LOOPS_VECTOR - 1).bit_length()
 """Enough for any sum of a base and six indices times strides: no address can wrap into range."""
 
+INDEX_BITS = 32
+"""Logical indices of elements are modulo 2 to this."""
+
 
 def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
     """What the pipeline needs of an instruction; kept in one of ``SLOTS`` until it retires."""
     return data.StructLayout(
         {
             "head_maximum": 1,
+            "head_dot": 1,
             "a_wide": 1,  # operand from accumulators
             "a_zero_point": signed(8),
-            "b_used": 1,
+            "b_used": 1,  # by the tail
             "b_wide": 1,
+            "b_weight": 1,  # operand from weights
             "b_zero_point": signed(8),
             "use_bias": 1,
             "pre_shift": 5,
@@ -44,8 +50,13 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
             "multiplier": 31,
             "exponent": signed(8),
             "rounding": 2,
+            "tensor": 12,
             "tail_add": 1,
             "tail_maximum": 1,
+            "tail_product": 1,
+            "tail_select": 1,
+            "select_low": signed(10),
+            "select_high": signed(10),
             "zero_point": signed(16),
             "clamp_low": signed(32),
             "clamp_high": signed(32),
@@ -71,10 +82,12 @@ def step_layout(config: AcceleratorConfig) -> data.StructLayout:
             "a_address": address,
             "a_narrow": 1,  # to be read from the activation scratchpad
             "a_wide": 1,  # to be read from the accumulator memory
-            "b_address": address,
+            "b_address": max(address, config.weight_address_bits),
             "b_narrow": 1,
             "b_wide": 1,
+            "b_weight": 1,  # to be read from the weight scratchpad
             "parameter": max(1, (config.parameter_rows - 1).bit_length()),
+            "index": INDEX_BITS,
             "exists": 1,
             "first": 1,
             "last": 1,
@@ -92,7 +105,8 @@ def token_layout() -> data.StructLayout:
             "slot": 1,
             "exists": 1,  # A was read; otherwise it does not count
             "first": 1,  # of its window
-            "last": 1,  # of its window; B comes with it
+            "last": 1,  # of its window; the tail's B comes with it
+            "index": INDEX_BITS,  # of the element in lane 0, for stochastic rounding
             "a_held": 1,  # the operand had been accepted in an earlier cycle than the step
             "b_held": 1,
         }

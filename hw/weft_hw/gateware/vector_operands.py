@@ -1,5 +1,8 @@
 """Reads of the vector engine: requests for operands A and B, and their alignment."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -17,9 +20,9 @@ from weft_hw.gateware.vector_layouts import (
 
 __all__ = ["VectorOperands"]
 
-PARAMETER_DELAY = 2
+PARAMETER_DELAY = 3
 """Cycles from a step's departure to the request of its parameter row, so that the row comes when
-the operands have passed the operand register and the window register."""
+the operands have passed the registers of operand, product and window."""
 
 
 class VectorOperands(wiring.Component):
@@ -30,8 +33,8 @@ class VectorOperands(wiring.Component):
     that was accepted before its partner waits in a register; as the next step requests nothing
     before the step has left, one register an operand is enough::
 
-        cycle           t                   t+2                  t+READ_LATENCY
-        last request accepted ... parameter_address ... token, a and b valid
+        cycle t                t+READ_LATENCY            t+3
+        last request accepted ... token, a and b valid ... parameter_address
 
     One step a cycle while every request is accepted at once.
 
@@ -54,7 +57,7 @@ class VectorOperands(wiring.Component):
     parameter_address : Out
     stalled : Out(1)
         A request is not accepted.
-    activation_a, activation_b, accumulator_a, accumulator_b : Out(read ports)
+    activation_a, activation_b, weight_b, accumulator_a, accumulator_b : Out(read ports)
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -76,6 +79,7 @@ class VectorOperands(wiring.Component):
                 "stalled": Out(1),
                 "activation_a": Out(activation),
                 "activation_b": Out(activation),
+                "weight_b": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "accumulator_a": Out(AccumulatorReadPort(config)),
                 "accumulator_b": Out(AccumulatorReadPort(config)),
             }
@@ -90,7 +94,12 @@ class VectorOperands(wiring.Component):
             m, "a", asks, (self.activation_a, step.a_narrow), (self.accumulator_a, step.a_wide)
         )
         b_done, b_taken, b_satisfied = self._elaborate_request(
-            m, "b", asks, (self.activation_b, step.b_narrow), (self.accumulator_b, step.b_wide)
+            m,
+            "b",
+            asks,
+            (self.activation_b, step.b_narrow),
+            (self.accumulator_b, step.b_wide),
+            (self.weight_b, step.b_weight),
         )
         m.d.comb += [
             self.leaves.eq(asks & a_satisfied & b_satisfied),
@@ -124,10 +133,9 @@ class VectorOperands(wiring.Component):
         address = getattr(self.step, f"{name}_address")
         for port, needed in choices:
             m.d.comb += [port.valid.eq(asks & needed & ~done), port.address.eq(address)]
-        (first, first_needed), (second, second_needed) = choices
         m.d.comb += [
-            taken.eq((first.valid & first.ready) | (second.valid & second.ready)),
-            satisfied.eq(~(first_needed | second_needed) | done | taken),
+            taken.eq(reduce(or_, (port.valid & port.ready for port, _ in choices))),
+            satisfied.eq(~reduce(or_, (needed for _, needed in choices)) | done | taken),
         ]
         with m.If(self.leaves):
             m.d.sync += done.eq(0)
@@ -146,6 +154,7 @@ class VectorOperands(wiring.Component):
                 tokens[0].exists.eq(step.exists),
                 tokens[0].first.eq(step.first),
                 tokens[0].last.eq(step.last),
+                tokens[0].index.eq(step.index),
                 tokens[0].a_held.eq(a_done),
                 tokens[0].b_held.eq(b_done),
             ]
@@ -167,14 +176,22 @@ class VectorOperands(wiring.Component):
         """Hold an operand that comes early; select, and subtract the zero point."""
         columns = self._config.columns
         narrow, wide = getattr(self, f"activation_{name}"), getattr(self, f"accumulator_{name}")
+        bytes_read = narrow.data[: 8 * columns]
+        if name == "b":
+            weight = control(m, self.controls, self.token.slot, "b_weight")
+            bytes_read = Signal(8 * columns, name="b_bytes")
+            m.d.comb += bytes_read.eq(Mux(weight, self.weight_b.data, narrow.data))
         early = Signal(READ_LATENCY, name=f"{name}_early")
         waiting = Signal(32 * columns, name=f"{name}_waiting", reset_less=True)
         m.d.sync += early.eq(Cat(taken & ~self.leaves, early[:-1]))
         with m.If(early[-1]):
             with m.If(wide.data_valid):
                 m.d.sync += waiting.eq(wide.data)
-            with m.Else():
+            with m.Elif(narrow.data_valid):
                 m.d.sync += waiting[: 8 * columns].eq(narrow.data[: 8 * columns])
+            if name == "b":
+                with m.Elif(self.weight_b.data_valid):
+                    m.d.sync += waiting[: 8 * columns].eq(self.weight_b.data[: 8 * columns])
 
         held = getattr(self.token, f"{name}_held")
         is_wide = control(m, self.controls, self.token.slot, f"{name}_wide")
@@ -184,7 +201,7 @@ class VectorOperands(wiring.Component):
             word = Signal(signed(32), name=f"{name}_word_{lane}")
             bits_8, bits_32 = slice(8 * lane, 8 * lane + 8), slice(32 * lane, 32 * lane + 32)
             m.d.comb += [
-                byte.eq(Mux(held, waiting[bits_8], narrow.data[bits_8])),
+                byte.eq(Mux(held, waiting[bits_8], bytes_read[bits_8])),
                 word.eq(Mux(held, waiting[bits_32], wide.data[bits_32])),
                 output.eq(Mux(is_wide, word, byte - zero_point)),
             ]

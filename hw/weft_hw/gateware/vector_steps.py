@@ -7,11 +7,12 @@ from amaranth.lib.wiring import In, Out
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
-from weft_hw.gateware.vector_layouts import LOCAL_BITS, step_layout
+from weft_hw.gateware.vector_layouts import INDEX_BITS, LOCAL_BITS, step_layout
 from weft_hw.instructions import (
     COUNT_BITS,
     LOOPS_VECTOR,
     LOOPS_VECTOR_OUTER,
+    Head,
     Memory,
     OperandSource,
     ScaleSource,
@@ -28,7 +29,8 @@ PARAMETER_BITS = 8
 class VectorSteps(wiring.Component):
     """Turns an instruction into one *step* a window element, its addresses checked.
 
-    A is read if it exists, B with the last element of a window if the tail uses it. Every address
+    A is read if it exists; B with it in a dot product, otherwise with the last element of a window
+    if the tail uses it. Every address
     that the step will use, the result's and the parameter row's with the last element included, is
     compared with the size of its memory; if one lies outside, the step is ``bad`` and
     ``bad_address`` is the first such of A, B, result, parameter row.
@@ -103,6 +105,7 @@ class VectorSteps(wiring.Component):
                 "b": LOCAL_BITS,
                 "result": LOCAL_BITS,
                 "parameter": PARAMETER_BITS,
+                "index": INDEX_BITS,
                 "y": COORDINATE_BITS,
                 "x": COORDINATE_BITS,
             },
@@ -112,6 +115,7 @@ class VectorSteps(wiring.Component):
             nest.b_base.eq(fields.b_address),
             nest.result_base.eq(fields.address),
             nest.parameter_base.eq(fields.parameter_address),
+            nest.index_base.eq(fields.index_address),
             nest.y_base.eq(fields.y_origin),
             nest.x_base.eq(fields.x_origin),
         ]
@@ -122,11 +126,15 @@ class VectorSteps(wiring.Component):
                 nest.y_strides[i].eq(fields.y_steps[i]),
                 nest.x_strides[i].eq(fields.x_steps[i]),
             ]
+        with m.If(fields.head == Head.DOT):
+            for i in range(LOOPS_VECTOR_OUTER, LOOPS_VECTOR):
+                m.d.comb += nest.b_strides[i].eq(fields.b_strides[i])
         for i in range(LOOPS_VECTOR_OUTER):  # what the window does not move keeps strides of zero
             m.d.comb += [
                 nest.b_strides[i].eq(fields.b_strides[i]),
                 nest.result_strides[i].eq(fields.strides[i]),
                 nest.parameter_strides[i].eq(fields.parameter_strides[i]),
+                nest.index_strides[i].eq(fields.index_strides[i]),
             ]
         return nest
 
@@ -149,7 +157,9 @@ class VectorSteps(wiring.Component):
             ),
             last.eq(nest.last[LOOPS_VECTOR_OUTER:].all()),
             last_tile.eq(nest.last[0]),
-            b_used.eq(last & (fields.tail != Tail.NONE)),
+            b_used.eq(
+                Mux(fields.head == Head.DOT, exists, last & (fields.tail != Tail.NONE)),
+            ),
             lanes.eq(config.columns),
         ]
         with m.If(last_tile & (fields.last_lanes != 0) & (fields.last_lanes < config.columns)):
@@ -157,6 +167,7 @@ class VectorSteps(wiring.Component):
 
         a_wide = fields.a_source == OperandSource.ACCUMULATOR
         b_wide = fields.b_source == OperandSource.ACCUMULATOR
+        b_weight = fields.b_source == OperandSource.WEIGHT
         wide = fields.destination == Memory.ACCUMULATOR
         parameter = nest.parameter.as_unsigned()
         parameter_used = fields.use_bias | (fields.scale_source == ScaleSource.PARAMETER)
@@ -165,7 +176,14 @@ class VectorSteps(wiring.Component):
         )
         m.d.comb += [
             a_bad.eq(exists & self._outside(nest.a, a_wide, config.columns)),
-            b_bad.eq(b_used & self._outside(nest.b, b_wide, config.columns)),
+            b_bad.eq(
+                b_used
+                & Mux(
+                    b_weight,
+                    self._run_outside(nest.b, config.weight_bytes, config.columns),
+                    self._outside(nest.b, b_wide, config.columns),
+                )
+            ),
             result_bad.eq(last & self._outside(nest.result, wide, lanes)),
             parameter_bad.eq(last & parameter_used & (parameter >= config.parameter_rows)),
         ]
@@ -179,9 +197,11 @@ class VectorSteps(wiring.Component):
                 step.a_narrow.eq(exists & ~a_wide),
                 step.a_wide.eq(exists & a_wide),
                 step.b_address.eq(nest.b),
-                step.b_narrow.eq(b_used & ~b_wide),
+                step.b_narrow.eq(b_used & ~b_wide & ~b_weight),
                 step.b_wide.eq(b_used & b_wide),
+                step.b_weight.eq(b_used & b_weight),
                 step.parameter.eq(parameter),
+                step.index.eq(nest.index),
                 step.exists.eq(exists),
                 step.first.eq(nest.first[LOOPS_VECTOR_OUTER:].all()),
                 step.last.eq(last),
@@ -201,10 +221,13 @@ class VectorSteps(wiring.Component):
                 m.d.sync += bad_address.eq(parameter)
 
     def _outside(self, address: Value, wide: Value, lanes: Value | int) -> Value:
-        """Whether a row (``wide``), or a run of that many bytes, leaves its memory."""
+        """Whether a row (``wide``), or a run of that many activations, leaves its memory."""
         config = self._config
-        row_bits, byte_bits = config.accumulator_address_bits, config.activation_address_bits
-        run_outside = address[byte_bits:].any() | (
-            address[:byte_bits] > config.activation_bytes - lanes
-        )
-        return Mux(wide, address[row_bits:].any(), run_outside)
+        row_outside = address[config.accumulator_address_bits :].any()
+        return Mux(wide, row_outside, self._run_outside(address, config.activation_bytes, lanes))
+
+    @staticmethod
+    def _run_outside(address: Value, size: int, lanes: Value | int) -> Value:
+        """Whether a run of that many bytes leaves a scratchpad; ``size`` is a power of two."""
+        bits = (size - 1).bit_length()
+        return address[bits:].any() | (address[:bits] > size - lanes)

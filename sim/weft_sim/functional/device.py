@@ -93,7 +93,14 @@ class FunctionalDevice:
         """
         return self.memories.dram[self._range(address, size)].copy()
 
-    def run(self, program_address: int, *, watchdog: int = 100_000) -> RunResult:
+    def run(
+        self,
+        program_address: int,
+        *,
+        watchdog: int = 100_000,
+        random_seed: int = 0,
+        random_step: int = 0,
+    ) -> RunResult:
         """Run the program at that DRAM address up to its END.
 
         A wait that nobody signals is found at once, whatever the watchdog's limit.
@@ -116,6 +123,7 @@ class FunctionalDevice:
                 f"the bus), not {program_address:#x}"
             )
         self._range(program_address, self.config.bus_bytes)
+        self.memories.random_seed, self.memories.random_step = random_seed, random_step
         began = time.perf_counter()
         try:
             self._program(program_address).run()

@@ -30,10 +30,13 @@ class Memories:
         The parameter memory's address space.
     bias, multiplier, exponent : arrays (parameter rows, columns)
         Views of ``parameter``: int32, uint32, int8.
+    random_seed, random_step : int
+        The registers of stochastic rounding.
     """
 
     def __init__(self, config: AcceleratorConfig, memory_bytes: int) -> None:
         self.config = config
+        self.random_seed, self.random_step = 0, 0
         self.dram: NDArray[np.uint8] = np.zeros(memory_bytes, np.uint8)
         self.activation: NDArray[np.int8] = np.zeros(config.activation_bytes + FILL_BYTES, np.int8)
         self.weight: NDArray[np.int8] = np.zeros(config.weight_bytes, np.int8)

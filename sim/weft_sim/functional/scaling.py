@@ -6,6 +6,7 @@ halves that must not go up lose one first::
     half up        (p + 2^(s-1)) >> s
     half to even   (p + 2^(s-1) - 1 + (p >> s & 1)) >> s
     half away      (p + 2^(s-1) - (p < 0)) >> s
+    stochastic     (p + (random * 2^s >> 16)) >> s
 
 each of which leaves ``p`` alone where ``s`` is zero.
 """
@@ -43,6 +44,7 @@ class Scaling:
         exponent = np.asarray(np.clip(exponent.astype(np.int64), -31, 31))
         self._two_step = rounding is Rounding.TWO_STEP
         self._to_even = rounding is Rounding.HALF_EVEN
+        self._stochastic = rounding is Rounding.STOCHASTIC
         self._multiplier: Int64Array = multiplier.astype(np.int64)
         self._left: NDArray[np.uint32] | None = None
         grows = bool((exponent > 0).any())
@@ -52,6 +54,9 @@ class Scaling:
             self._shift: Int64Array = np.asarray(np.maximum(-exponent, 0))
         else:
             self._shift = np.asarray(31 - exponent)
+        if self._stochastic:
+            self._random_left = np.asarray(np.maximum(self._shift - 16, 0))
+            self._random_right = np.asarray(np.maximum(16 - self._shift, 0))
         self._saturates = grows and not self._two_step
         shifts = np.asarray(self._shift > 0)
         self._half: Int64Array = np.asarray((np.int64(1) << self._shift) >> 1)
@@ -60,7 +65,13 @@ class Scaling:
         if self._to_even:
             self._half = np.asarray(self._half - self._ones)
 
-    def apply(self, values: NDArray[np.int32], work: Int64Array, other: Int64Array) -> Int64Array:
+    def apply(
+        self,
+        values: NDArray[np.int32],
+        work: Int64Array,
+        other: Int64Array,
+        random: Int64Array | None = None,
+    ) -> Int64Array:
         """The scaled values, in ``work``.
 
         Parameters
@@ -68,6 +79,8 @@ class Scaling:
         values : int32 array
         work, other : int64 arrays of its shape
             Overwritten.
+        random : int64 array of its shape
+            16 bits each, for stochastic rounding.
         """
         if self._left is not None:
             values = (values.view(np.uint32) << self._left).view(np.int32)
@@ -83,7 +96,13 @@ class Scaling:
             np.right_shift(work, self._shift, out=other)
             other &= ONE if self._always_shifts else self._ones
             work += other
-        work += self._half
+        if self._stochastic:
+            assert random is not None
+            np.left_shift(random, self._random_left, out=other)
+            other >>= self._random_right
+            work += other
+        else:
+            work += self._half
         work >>= self._shift
         if self._saturates:
             np.clip(work, INT32.min, INT32.max, out=work)

@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weft_hw.instructions import Head, ScaleSource, Tail, Vector
+from weft_hw.arithmetic import random_bits
+from weft_hw.instructions import Rounding, ScaleSource, Tail, Vector
 from weft_sim.functional.loaded import LoadedCache
-from weft_sim.functional.memories import FILL_BYTES, Memories, Scratch
-from weft_sim.functional.nests import Addresses, ByteGather, disjoint, strided
+from weft_sim.functional.memories import Memories, Scratch
+from weft_sim.functional.nests import affine, disjoint
 from weft_sim.functional.scaling import Scaling
-from weft_sim.functional.vector_nest import VectorNest
+from weft_sim.functional.vector_heads import make_head, operand_view
+from weft_sim.functional.vector_nest import VectorNest, space_of
 from weft_sim.race_check import Access
 
 __all__ = ["ParameterRows", "VectorStep"]
 
 Int32Array = NDArray[np.int32]
 LONGEST_FOLD = 16
-INT8, INT32 = np.iinfo(np.int8), np.iinfo(np.int32)
+INT32 = np.iinfo(np.int32)
 
 
 class VectorStep:
@@ -36,15 +38,23 @@ class VectorStep:
         self._instruction, self._scratch = instruction, scratch
         self._nest = nest = VectorNest(instruction, memories)
         self._shape = shape = (*nest.outer, nest.config.columns)
-        self._head = _head(nest, memories, scratch)
+        self._head = make_head(nest, memories, scratch)
         self._b = None
         if nest.b_used:
             address, strides = instruction.b_address, instruction.b_strides
-            self._b = _view(memories, nest.b_wide, address, strides, shape)
+            self._b = operand_view(memories, nest.b_space, address, strides, shape)
         self._results = _Results(nest, memories)
         self._parameters, self._refreshes = None, False
         if nest.parameter_used:
             self._parameters, self._refreshes = _shared_parameters(nest, memories, cache)
+        self._memories = memories
+        self._index = None
+        if instruction.scale_source is not ScaleSource.NONE and (
+            instruction.rounding is Rounding.STOCHASTIC
+        ):
+            first = affine(instruction.index_address, instruction.index_strides, nest.outer)
+            index = first[..., np.newaxis] + np.arange(nest.config.columns)
+            self._index = np.broadcast_to(index, shape).reshape(_folded_shape(nest))
         self._scaling = None
         if instruction.scale_source is ScaleSource.INSTRUCTION:
             self._scaling = Scaling(
@@ -54,6 +64,8 @@ class VectorStep:
             )
         # Arrays without axes: NumPy converts Python numbers anew each time.
         self._zero_point = np.array(instruction.zero_point, np.int32)
+        self._select_low = np.array(instruction.select_low, np.int32)
+        self._select_high = np.array(instruction.select_high, np.int32)
         self._clamp_low = np.array(instruction.clamp_low, np.int32)
         self._clamp_high = np.array(instruction.clamp_high, np.int32)
         scratch.reserve("value", math.prod(shape))
@@ -105,16 +117,29 @@ class VectorStep:
             bits = value.view(np.uint32)
             bits <<= np.uint32(instruction.pre_shift)
         if scaling is not None:
-            np.copyto(value, scaling.apply(value, *self._work), casting="unsafe")
+            np.copyto(value, scaling.apply(value, *self._work, self._random()), casting="unsafe")
+
+    def _random(self) -> NDArray[np.int64] | None:
+        """Random bits of all elements, if they are rounded by them."""
+        if self._index is None:
+            return None
+        memories = self._memories
+        seed, step = memories.random_seed, memories.random_step
+        return random_bits(seed, step, self._instruction.tensor, self._index)
 
     def _combine(self, value: Int32Array, b: NDArray[Any]) -> None:
         zero_point = 0 if self._nest.b_wide else self._instruction.b_zero_point
         if zero_point:
             b = np.subtract(b, zero_point, dtype=np.int32)
-        if self._instruction.tail is Tail.ADD:
-            np.add(value, b, out=value)
-        else:
-            np.maximum(value, b, out=value)
+        match self._instruction.tail:
+            case Tail.ADD:
+                np.add(value, b, out=value)
+            case Tail.MAXIMUM:
+                np.maximum(value, b, out=value)
+            case Tail.PRODUCT:
+                np.multiply(value, b, out=value)
+            case Tail.SELECT:
+                np.multiply(value, (b > self._select_low) & (b < self._select_high), out=value)
 
     def accesses(self) -> Sequence[Access]:
         """Reads of operands and parameters, writes of results."""
@@ -172,102 +197,6 @@ def _shared_parameters(
     return cache.get(key, nest.parameter_access, lambda: ParameterRows(nest, memories))
 
 
-def _view(
-    memories: Memories, wide: bool, address: int, strides: Sequence[int], shape: Sequence[int]
-) -> NDArray[Any]:
-    """The vectors of an operand, or of the results, without a copy."""
-    *outer, columns = shape
-    if not wide:
-        return strided(memories.activation, address, strides, outer, columns)
-    steps = [columns * stride for stride in strides]
-    return strided(memories.accumulator.reshape(-1), address * columns, steps, outer, columns)
-
-
-def _head(nest: VectorNest, memories: Memories, scratch: Scratch) -> "_Plain | _Window":
-    if nest.exists is None and nest.counts[4:] == (1, 1):
-        return _Plain(nest, memories)
-    return _Window(nest, memories, scratch)
-
-
-class _Plain:
-    """Operand A without a window and without bounds."""
-
-    def __init__(self, nest: VectorNest, memories: Memories) -> None:
-        instruction = nest.instruction
-        shape = (*nest.outer, nest.config.columns)
-        self._a = _view(memories, nest.a_wide, instruction.a_address, instruction.a_strides, shape)
-        self._zero_point = 0 if nest.a_wide else instruction.a_zero_point
-
-    def read(self, out: Int32Array) -> None:
-        """Put ``A - a_zero_point`` into ``out``."""
-        np.copyto(out, self._a)
-        if self._zero_point:
-            np.subtract(out, np.int32(self._zero_point), out=out)
-
-
-class _Window:
-    """The sum or the maximum of operand A over the window loops.
-
-    Elements that do not exist are read as the zero point (sum) or the least value (maximum), so
-    that they change nothing; only where a maximum has no element at all is the result replaced.
-    """
-
-    def __init__(self, nest: VectorNest, memories: Memories, scratch: Scratch) -> None:
-        instruction = nest.instruction
-        self._memories, self._scratch = memories, scratch
-        self._maximum = instruction.head is Head.MAXIMUM
-        self._wide = nest.a_wide
-        self._zero_point = 0 if nest.a_wide else instruction.a_zero_point
-        # Window loops outermost: the reduction then runs over whole, contiguous images.
-        order = (4, 5, 0, 1, 2, 3)
-        a = np.broadcast_to(nest.a, nest.counts).transpose(order)
-        exists = None
-        if nest.exists is not None:
-            exists = np.broadcast_to(nest.exists, nest.counts).transpose(order)
-        self._elements = nest.counts[4] * nest.counts[5]
-        self._length = a.size // self._elements * nest.config.columns
-        self._empty: NDArray[np.bool_] | None = None
-        if self._maximum and exists is not None:
-            empty: NDArray[np.bool_] = ~np.any(exists, axis=(0, 1))
-            self._empty = empty if empty.any() else None
-        if nest.a_wide:
-            rows = a if exists is None else np.where(exists, a, len(memories.accumulator) - 1)
-            self._rows: Addresses = np.ascontiguousarray(rows, np.intp).ravel()
-            scratch.reserve("elements", a.size * nest.config.columns)
-        else:
-            scratch.reserve("bytes", a.size * nest.config.columns)
-            self._gather = ByteGather(
-                memories.activation,
-                a,
-                exists,
-                nest.config.columns,
-                fill_bytes=FILL_BYTES,
-                pool=scratch.indexes,
-            )
-
-    def read(self, out: Int32Array) -> None:
-        """Put the reduction into ``out``."""
-        shape = (self._elements, self._length)
-        if self._wide:
-            accumulator = self._memories.accumulator
-            accumulator[-1] = INT32.min if self._maximum else 0
-            elements = self._scratch.get("elements", np.int32, shape)
-            rows = elements.reshape(-1, accumulator.shape[1])
-            accumulator.take(self._rows, axis=0, out=rows, mode="clip")
-        else:
-            elements = self._scratch.get("bytes", np.int8, shape)
-            fill = INT8.min if self._maximum else self._zero_point
-            self._gather.read(self._gather.target(elements), fill)
-        operation = np.maximum if self._maximum else np.add
-        flat = out.reshape(self._length)
-        operation.reduce(elements, axis=0, dtype=np.int32, out=flat)
-        if self._zero_point:
-            count = 1 if self._maximum else self._elements
-            flat -= np.int32(count * self._zero_point)
-        if self._empty is not None:
-            out[self._empty] = INT32.min
-
-
 class _Results:
     """Writes results: through views where no two vectors meet, else one vector after the other."""
 
@@ -279,7 +208,8 @@ class _Results:
         widths = 1 if nest.wide else np.broadcast_to(nest.lanes, outer)
         self._targets: list[tuple[tuple[Any, ...], NDArray[Any]]] = []
         if disjoint(result, widths):
-            target = _view(memories, nest.wide, instruction.address, strides, (*outer, columns))
+            space = space_of(nest.wide)
+            target = operand_view(memories, space, instruction.address, strides, (*outer, columns))
             if nest.last_lanes == columns:
                 self._targets.append(((), target))
             else:

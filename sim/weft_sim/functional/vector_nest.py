@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from weft_hw.instructions import (
     LOOPS_VECTOR_OUTER,
+    Head,
     Memory,
     OperandSource,
     ScaleSource,
@@ -17,9 +18,15 @@ from weft_sim.functional.nests import Addresses, access, affine, first_trip, tri
 from weft_sim.functional.step import Faulted
 from weft_sim.race_check import Access, Space
 
-__all__ = ["VectorNest"]
+__all__ = ["VectorNest", "space_of"]
 
 PARAMETER_ROWS = 256  # parameter addresses are modulo this
+_SPACES = {
+    OperandSource.NONE: Space.ACTIVATION,  # never accessed
+    OperandSource.ACTIVATION: Space.ACTIVATION,
+    OperandSource.ACCUMULATOR: Space.ACCUMULATOR,
+    OperandSource.WEIGHT: Space.WEIGHT,
+}
 
 
 class VectorNest:
@@ -28,14 +35,17 @@ class VectorNest:
     Attributes
     ----------
     a : int64 array over all six loops
-    b, result, parameter : int64 arrays over the four outer loops
+    b : int64 array over the four outer loops, in a dot product over all six
+    result, parameter : int64 arrays over the four outer loops
     exists : bool array over all six loops, or None
         Which elements of A count; None if all do.
     lanes : int64 array over the four outer loops
         How many lanes of the result are written.
     a_wide, b_wide, wide : bool
-        A, B and the result are accumulator rows, not activation bytes.
-    b_used, parameter_used : bool
+        A, B and the result are accumulator rows, not bytes of a scratchpad.
+    b_space : Space
+    b_used, dot, parameter_used : bool
+        The tail uses B; the head does.
     """
 
     def __init__(self, instruction: Vector, memories: Memories) -> None:
@@ -45,7 +55,9 @@ class VectorNest:
         self.outer = outer = counts[:LOOPS_VECTOR_OUTER]
         trips(counts, "VECTOR")
         self.a = affine(instruction.a_address, instruction.a_strides, counts)
-        self.b = affine(instruction.b_address, instruction.b_strides[:LOOPS_VECTOR_OUTER], outer)
+        self.dot = instruction.head is Head.DOT
+        b_loops = counts if self.dot else outer
+        self.b = affine(instruction.b_address, instruction.b_strides[: len(b_loops)], b_loops)
         self.result = affine(instruction.address, instruction.strides, outer)
         rows = affine(instruction.parameter_address, instruction.parameter_strides, outer)
         self.parameter: Addresses = rows % PARAMETER_ROWS
@@ -60,6 +72,7 @@ class VectorNest:
         self.lanes[-1] = self.last_lanes
         self.a_wide = instruction.a_source is OperandSource.ACCUMULATOR
         self.b_wide = instruction.b_source is OperandSource.ACCUMULATOR
+        self.b_space = _SPACES[instruction.b_source]
         self.b_used = instruction.tail is not Tail.NONE
         self.wide = instruction.destination is Memory.ACCUMULATOR
         self.parameter_used = bool(
@@ -70,20 +83,24 @@ class VectorNest:
     def _check(self) -> None:
         """Fault at the earliest trip; in one trip A comes first, then B, result, parameters."""
         config = self.config
-        a_bad = self._outside(self.a, self.a_wide, config.columns)
-        if self.exists is not None:
-            a_bad = a_bad & self.exists
-        checks = [(self.result, self._outside(self.result, self.wide, self.lanes))]
-        if self.b_used:
-            checks.insert(0, (self.b, self._outside(self.b, self.b_wide, config.columns)))
+        elements = [(self.a, self._outside(self.a, space_of(self.a_wide), config.columns))]
+        b_bad = self._outside(self.b, self.b_space, config.columns)
+        checks = [(self.result, self._outside(self.result, space_of(self.wide), self.lanes))]
+        if self.dot:
+            elements.append((self.b, b_bad))
+        elif self.b_used:
+            checks.insert(0, (self.b, b_bad))
         if self.parameter_used:
             checks.append((self.parameter, self.parameter >= config.parameter_rows))
         faults = []
-        if a_bad.any():
-            trip = first_trip(a_bad, self.counts)
-            faults.append((trip, 0, np.broadcast_to(self.a, self.counts).flat[trip]))
+        for rank, (addresses, bad) in enumerate(elements):
+            if self.exists is not None:
+                bad = bad & self.exists
+            if bad.any():
+                trip = first_trip(bad, self.counts)
+                faults.append((trip, rank, np.broadcast_to(addresses, self.counts).flat[trip]))
         window = self.counts[4] * self.counts[5]
-        for rank, (addresses, bad) in enumerate(checks, 1):
+        for rank, (addresses, bad) in enumerate(checks, len(elements)):
             if bad.any():
                 vector = first_trip(bad, self.outer)
                 address = np.broadcast_to(addresses, self.outer).flat[vector]
@@ -92,10 +109,15 @@ class VectorNest:
             raise Faulted(FaultCause.LOCAL_ADDRESS, int(min(faults)[2]))
 
     def _outside(
-        self, addresses: Addresses, wide: bool, lanes: int | Addresses
+        self, addresses: Addresses, space: Space, lanes: int | Addresses
     ) -> NDArray[np.bool_]:
-        ends = addresses + (1 if wide else lanes)
-        size = self.config.accumulator_total_rows if wide else self.config.activation_bytes
+        config = self.config
+        ends = addresses + (1 if space is Space.ACCUMULATOR else lanes)
+        size = {
+            Space.ACTIVATION: config.activation_bytes,
+            Space.WEIGHT: config.weight_bytes,
+            Space.ACCUMULATOR: config.accumulator_total_rows,
+        }[space]
         outside: NDArray[np.bool_] = (addresses < 0) | (ends > size)
         return outside
 
@@ -108,22 +130,32 @@ class VectorNest:
     def accesses(self) -> list[Access]:
         """Reads of operands and parameters, writes of results."""
         config = self.config
-        a = self.a
-        if self.exists is not None:
-            a, exists = np.broadcast_arrays(a, self.exists)
-            a = a[exists]
-        found = [_access(a, self.a_wide, config.columns, write=False)]
-        if self.b_used:
-            found.append(_access(self.b, self.b_wide, config.columns, write=False))
+        found = [
+            _access(self._existing(self.a), space_of(self.a_wide), config.columns, write=False)
+        ]
+        if self.b_used or self.dot:
+            b = self._existing(self.b) if self.dot else self.b
+            found.append(_access(b, self.b_space, config.columns, write=False))
         if self.parameter_used:
             found.append(self.parameter_access)
         result = np.broadcast_to(self.result, self.outer)
         for tiles, lanes in ((result[:-1], config.columns), (result[-1:], self.last_lanes)):
-            found.append(_access(tiles, self.wide, lanes, write=True))
+            found.append(_access(tiles, space_of(self.wide), lanes, write=True))
+        return found
+
+    def _existing(self, addresses: Addresses) -> Addresses:
+        if self.exists is None:
+            return addresses
+        found: Addresses = np.broadcast_to(addresses, self.counts)[
+            np.broadcast_to(self.exists, self.counts)
+        ]
         return found
 
 
-def _access(addresses: Addresses, wide: bool, width: int, *, write: bool) -> Access:
-    if wide:
-        return access(Space.ACCUMULATOR, addresses, 1, write=write)
-    return access(Space.ACTIVATION, addresses, width, write=write)
+def space_of(wide: bool) -> Space:
+    """Where operands of int32, or of int8 activations, lie."""
+    return Space.ACCUMULATOR if wide else Space.ACTIVATION
+
+
+def _access(addresses: Addresses, space: Space, width: int, *, write: bool) -> Access:
+    return access(space, addresses, 1 if space is Space.ACCUMULATOR else width, write=write)

@@ -164,7 +164,14 @@ class RtlDevice:
         """Write a register, by its name in the register map."""
         self._simulation.write_register(register(name).offset, value)
 
-    def run(self, program_address: int, *, watchdog: int = 100_000) -> RunResult:
+    def run(
+        self,
+        program_address: int,
+        *,
+        watchdog: int = 100_000,
+        random_seed: int = 0,
+        random_step: int = 0,
+    ) -> RunResult:
         """Run the program at that DRAM address up to its END; see :meth:`weft_sim.Device.run`.
 
         Raises
@@ -186,6 +193,8 @@ class RtlDevice:
         self.write_register("INTERRUPT_STATUS", everything)
         self.write_register("INTERRUPT_ENABLE", everything)
         self.write_register("WATCHDOG_LIMIT", watchdog)
+        self.write_register("RANDOM_SEED", random_seed)
+        self.write_register("RANDOM_STEP", random_step)
         self.write_register("PROGRAM_ADDRESS", program_address & 0xFFFF_FFFF)
         self.write_register("PROGRAM_ADDRESS_HIGH", program_address >> 32)
         began = time.perf_counter()
