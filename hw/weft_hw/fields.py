@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,16 +81,23 @@ def bits(
     return dataclasses.field(default=values, metadata=metadata)
 
 
-@functools.cache
+_declared: dict[tuple[type[Any], int], tuple[BitField, ...]] = {}
+
+
 def bit_fields(record: type[Any], start: int = 0) -> tuple[BitField, ...]:
-    """The declared bit fields of a dataclass from bit ``start`` upward."""
-    declared: list[BitField] = []
+    """The declared bit fields of a dataclass from bit ``start`` upward; computed once a class."""
+    known = _declared.get((record, start))
+    if known is not None:
+        return known
+    fields: list[BitField] = []
+    offset = start
     for field in dataclasses.fields(record):
         if "width" not in field.metadata:
             continue
-        declared.append(BitField(name=field.name, offset=start, **field.metadata))
-        start += declared[-1].total_width
-    return tuple(declared)
+        fields.append(BitField(name=field.name, offset=offset, **field.metadata))
+        offset += fields[-1].total_width
+    _declared[record, start] = tuple(fields)
+    return tuple(fields)
 
 
 def pack(record: Any, start: int = 0) -> int:

@@ -5,7 +5,6 @@ classes below. What each instruction computes is defined in ``docs/machine.md``.
 """
 
 import enum
-import functools
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
@@ -202,10 +201,9 @@ class Instruction:
         INSTRUCTIONS[opcode] = cls
 
     @classmethod
-    @functools.cache
     def bit_fields(cls) -> tuple[BitField, ...]:
         """All fields behind the opcode, with their offsets in the instruction."""
-        declared = tuple(bit_fields(cls, OPCODE_BITS))
+        declared = bit_fields(cls, OPCODE_BITS)
         last = declared[-1]
         if last.offset + last.total_width > 8 * cls.size:
             raise ValueError(f"{cls.__name__} needs more than {cls.size} bytes")

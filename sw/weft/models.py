@@ -44,6 +44,7 @@ def load_model(path: str | os.PathLike[str], config: AcceleratorConfig | None = 
             program.require_config(config)
         return program
     if start.startswith(ZIP_MAGIC):
+        import weft.quantize.pt2e  # noqa: F401  (names the missing extra if there is no PyTorch)
         from weft.compiler import compile_graph
         from weft.frontends.pt2_file import load_pt2
         from weft.frontends.pytorch import graph_from_torch

@@ -11,7 +11,7 @@ from weft.compiler import compile_graph
 from weft.program import Program
 from weft.session import ProgramFault, Session
 from weft_hw import PRESETS
-from weft_hw.instructions import Load, Matrix, Queue, Store, Vector
+from weft_hw.instructions import Load, Matrix, Memory, Queue, Store, Vector
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause
 from weft_sim.device import open_device
 from weft_sim.rtl.library import ErrorRange
@@ -111,7 +111,8 @@ def test_each_fault_is_named_and_the_next_program_runs(
     symbol = next(each for each in program.symbols if each.offset == offset)
     layer = program.layers[symbol.layer]
     assert cause.name in str(fault)
-    assert f"layer {layer.name} ({layer.op}" in str(fault)
+    assert f"layer {layer.name} ({layer.op}, from {layer.source})" in str(fault)
+    assert layer.source
     good = Session(program, device=device)
     assert np.array_equal(good.run(image), expected)
 
@@ -122,8 +123,13 @@ def test_bus_errors_are_named_and_the_next_program_runs(
     direction: str, program: Program, image: np.ndarray, expected: np.ndarray
 ) -> None:
     port = program.outputs[0]
+    weights = next(
+        each
+        for _, each in program.decoded
+        if isinstance(each, Load) and each.memory is Memory.WEIGHT
+    )
     place = {
-        "read": program.constants_address + len(program.constants) // 2,
+        "read": weights.dram_address + weights.run_bytes // 2,
         "write": port.address,
         "fetch": program.instructions_address + len(program.instructions) // 2,
     }[direction]

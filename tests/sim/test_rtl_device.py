@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from matmul_program import (
     LEFT,
     LOADED,
@@ -17,7 +18,6 @@ from matmul_program import (
     WEIGHTS,
     MatmulCase,
 )
-
 from weft_hw import PRESETS, WeftError
 from weft_hw.instructions import End, Load, Matrix, Memory, Queue
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause

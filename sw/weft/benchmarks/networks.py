@@ -14,6 +14,7 @@ class _Builder:
 
     def __init__(self, height: int, width: int, channels: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
+        self.origin = f"residual network of seed {seed}"
         self.tensors = [
             Tensor(name="image", shape=(height, width, channels), scale=SCALE, zero_point=-5)
         ]
@@ -38,6 +39,7 @@ class _Builder:
         self.operations.append(
             Conv2d(
                 name=name,
+                source=f"{self.origin}, {name}",
                 inputs=(source.name,),
                 output=self.result(f"{name}.output", shape),
                 weights=weights,
@@ -55,6 +57,7 @@ class _Builder:
         self.operations.append(
             Add(
                 name=name,
+                source=f"{self.origin}, {name}",
                 inputs=(source.name, other),
                 output=self.result(f"{name}.output", source.shape),
                 clamp=(-5, 127),
@@ -67,6 +70,7 @@ class _Builder:
         self.operations.append(
             AveragePool2d(
                 name="pool",
+                source=f"{self.origin}, pool",
                 inputs=(self.last.name,),
                 output=self.result("pool.output", (1, 1, depth)),
                 kernel=(height, width),
@@ -76,6 +80,7 @@ class _Builder:
         self.operations.append(
             Flatten(
                 name="flatten",
+                source=f"{self.origin}, flatten",
                 inputs=("pool.output",),
                 output=self.result("flatten.output", (depth,)),
             )
@@ -83,6 +88,7 @@ class _Builder:
         self.operations.append(
             Linear(
                 name="dense",
+                source=f"{self.origin}, dense",
                 inputs=("flatten.output",),
                 output=self.result("dense.output", (classes,)),
                 weights=self.rng.integers(-127, 128, (classes, depth)).astype(np.int8),

@@ -1,5 +1,6 @@
 """The command line: commands, and how failures are shown."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from weft_hw.errors import WeftError
 __all__ = ["application", "main"]
 
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+BROKEN_PIPE = 141  # as a shell has it: 128 and the number of SIGPIPE
 INTERRUPTED = 130  # as a shell has it: 128 and the number of SIGINT
 
 application = typer.Typer(
@@ -47,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as finished:  # how typer reports success, misuse and interruption
         return finished.code if isinstance(finished.code, int) else int(bool(finished.code))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED

@@ -34,12 +34,20 @@ def run_demo(
     """
     began = time.perf_counter()
     prepared = prepare(config, output, fresh=fresh)
+    built: list[str] = []
     with output.stages() as stage, renewed() if fresh else nullcontext():
-        session = Session(prepared.program, engine="rtl", progress=stage)
+
+        def progress(text: str, fraction: float | None) -> None:
+            built.append(text)
+            stage(text, fraction)
+
+        session = Session(prepared.program, engine="rtl", progress=progress)
+    origin = "built" if built else "from the cache"
     ready = time.perf_counter() - began
-    output.say(f"simulator of {config.name}'s RTL is ready, {ready:.1f} s after the start")
+    output.say(f"simulator of {config.name}'s RTL: {origin}, {ready:.1f} s after the start")
     count = min(images or len(prepared.images), len(prepared.images))
     answers, reports, first_image_s = _run_rtl(session, prepared, count, began, output)
+    output.say(f"the first image was through the RTL {first_image_s:.1f} s after the start")
     functional = Session(prepared.program, engine="functional").run(prepared.images[:count])
     different = (answers != functional) | (answers != prepared.reference[:count])
     predicted = answers.argmax(axis=1)
@@ -130,7 +138,7 @@ def _tell(output: Output, prepared: Prepared, figures: dict[str, Any]) -> None:
             f"{layer['utilization']:.1%}",
         )
     output.console.print(table)
-    engines = Table("engine", "busy", "waiting for others", "held by memory or bus")
+    engines = Table("engine", "busy", "next instruction waits", "held by memory or bus")
     for engine in ("LOAD", "MATRIX", "VECTOR", "STORE"):
         share = [
             figures["counters"][f"{engine}_{what}"] / figures["cycles_per_image"]
