@@ -19,7 +19,7 @@ DEV  := $(VENV)/.installed-dev
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format docs clean check-python check-cxx
+.PHONY: help demo test formal mutation lint format docs clean check-python check-cxx
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ demo: check-cxx $(DEMO) ## train, quantize, compile and run a network on the sim
 
 test: check-cxx $(DEV) ## every test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+formal: $(DEV) ## prove properties of the gateware's units (about 10 minutes)
+	PYTHONPATH=tests $(BIN)/python -m formal $(ARGS)
+
+mutation: check-cxx $(DEV) ## single-line faults in the gateware, and which test notices each
+	PYTHONPATH=tests $(BIN)/python -m mutation $(ARGS)
 
 lint: $(DEV) ## ruff and mypy
 	$(BIN)/ruff check .

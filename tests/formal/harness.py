@@ -78,7 +78,9 @@ def given(m: Module, condition: Value) -> None:
     m.d.comb += Assume(condition)
 
 
-def stable(m: Module, name: str, valid: Value, ready: Value, payload: Value, *, given: bool) -> None:
+def stable(
+    m: Module, name: str, valid: Value, ready: Value, payload: Value, *, given: bool
+) -> None:
     """Valid and payload, once offered, stay until taken: asserted, or assumed where ``given``."""
     claim = Assume if given else Assert
     offered = past(m, valid & ~ready, f"{name}_offered")

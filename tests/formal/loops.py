@@ -23,7 +23,7 @@ STREAMS = {
     "local": (LOCAL_STREAM_BITS, STRIDE_BITS, STRIDE_BITS, True),
     "coordinate": (COORDINATE_STREAM_BITS, 13, 8, True),
 }
-MARGIN = 4  # bits that the reference has beyond the stream: three loops and a base never wrap it
+MARGIN = 4  # bits that the reference has beyond the stream
 
 
 class _Odometer:
@@ -93,35 +93,34 @@ def product(m: Module) -> None:
 
 
 def values(m: Module, name: str) -> None:
-    """A stream of LOAD and STORE equals base + sum(index * stride) in wider numbers."""
+    """A stream of LOAD and STORE: base, and a stride for each step, as in wider numbers."""
     width, base_bits, stride_bits, base_signed = STREAMS[name]
     nest, inside, counts, odometer = _setup(m, {name: width})
     _flags(m, nest, inside, counts, odometer)
     wide = signed(width + MARGIN)
-    base = constant(m, base_bits, f"{name}_chosen_base")
+    base = constant(m, base_bits, "chosen_base")
     base_value = base.as_signed() if base_signed else base
     m.d.comb += getattr(nest, f"{name}_base").eq(base_value)
-    sums = []
-    for i in range(LOOPS_TRANSFER):
-        stride = constant(m, stride_bits, f"{name}_chosen_stride_{i}").as_signed()
+    # The value at the start of each loop's current trip, in numbers that cannot wrap, and how many
+    # strides were added for it; no stride exceeds 2^(stride_bits - 1).
+    exact = [Signal(wide, name=f"exact_{i}") for i in range(LOOPS_TRANSFER)]
+    strides = [constant(m, stride_bits, f"chosen_{i}").as_signed() for i in range(LOOPS_TRANSFER)]
+    added = [Signal(COUNT_BITS + 2, name=f"added_{i}") for i in range(LOOPS_TRANSFER)]
+    for i, stride in enumerate(strides):
         m.d.comb += getattr(nest, f"{name}_strides")[i].eq(stride)
-        # index * stride, as the sum that it is; bounded by the index times the extreme strides.
-        multiple = Signal(wide, name=f"{name}_multiple_{i}")
-        moves = Cat(odometer.at_last[i + 1 :]).all()
-        with m.If(nest.load):
-            m.d.sync += multiple.eq(0)
-        with m.Elif(nest.advance & moves):
-            m.d.sync += multiple.eq(Mux(odometer.at_last[i], 0, multiple + stride))
-        index = odometer.index[i]
-        limit = Signal(wide, name=f"{name}_limit_{i}")
-        m.d.comb += limit.eq(index << (stride_bits - 1))
-        always(m, ~odometer.running | ((multiple <= limit) & (multiple >= -limit)))
-        sums.append(multiple)
-        at = inside[f"{name}_at_{i}"]
-        expected = Signal(wide, name=f"{name}_expected_{i}")
-        m.d.comb += expected.eq(reduce(plus, sums, base_value))
-        always(m, ~odometer.running | (at == expected))
-    always(m, ~odometer.running | (getattr(nest, name) == expected))
+        m.d.comb += added[i].eq(reduce(plus, odometer.index[: i + 1]))
+        moves = Cat(odometer.at_last[i + 1 :]).all() & ~odometer.at_last[i]
+        for inner in range(i, LOOPS_TRANSFER):
+            with m.If(nest.advance & moves):
+                m.d.sync += exact[inner].eq(exact[i] + stride)
+        reach = Signal(wide, name=f"reach_{i}")
+        base_strides = 1 << max(0, base_bits - stride_bits + 1)  # the base, in largest strides
+        m.d.comb += reach.eq((added[i] + base_strides) << (stride_bits - 1))
+        always(m, ~odometer.running | ((exact[i] <= reach) & (exact[i] >= -reach)))
+        always(m, ~odometer.running | (inside[f"{name}_at_{i}"] == exact[i]))
+    with m.If(nest.load):
+        m.d.sync += [value.eq(base_value) for value in exact]
+    always(m, ~odometer.running | (getattr(nest, name) == exact[-1]))
 
 
 PROOFS = [
@@ -143,8 +142,8 @@ PROOFS = [
     *[
         Proof(
             f"loop nest: {name}",
-            f"LOAD's and STORE's {name} stream equals base + sum(index * stride) "
-            "for any fields: it never wraps",
+            f"LOAD's and STORE's {name} stream adds each loop's stride at its "
+            "steps as numbers without limit would, for any fields: it never wraps",
             partial(values, name=name),
             INDUCTION,
             1,

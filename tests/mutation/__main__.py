@@ -61,7 +61,7 @@ def _outcome(status: int | None, output: str) -> str | None:
         return None
     if status is None:
         return f"(no end within {LIMIT_SECONDS} s)"
-    failed = re.search(r"^FAILED (\S+)", output, re.MULTILINE)
+    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", output, re.MULTILINE)
     if status != 1 or failed is None:  # not a verdict of a test: an error of this run
         raise RuntimeError(f"pytest ended with status {status}:\n{output[-2000:]}")
     return failed[1].rpartition("/")[2]

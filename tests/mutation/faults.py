@@ -129,7 +129,7 @@ FAULTS = (
         "to_load.eq(Mux(held, held_choice, ~fetch.arvalid))",
         "to_load.eq(~fetch.arvalid)",
         "a request that the bus has seen is replaced",
-        ("test_machine.py",),
+        ("test_bus.py",),
     ),
     Fault(
         "instruction_queue.py",
