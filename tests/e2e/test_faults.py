@@ -51,7 +51,7 @@ def changing(kind: type, **fields: object) -> Change:
 
 FAULTS = {
     "bad opcode": (Matrix, lambda code: b"\xee" + code[1:], FaultCause.BAD_OPCODE),
-    "unsupported": (Matrix, changing(Matrix, dataflow=1), FaultCause.UNSUPPORTED_FIELD),
+    "unsupported": (Matrix, changing(Matrix, weight_bits=1), FaultCause.UNSUPPORTED_FIELD),
     "unsupported tail": (Vector, changing(Vector, tail=5), FaultCause.UNSUPPORTED_FIELD),
     "zero count": (Vector, changing(Vector, counts=(1, 0, 1, 1, 1, 1)), FaultCause.ZERO_COUNT),
     "left address": (
