@@ -1,6 +1,6 @@
 """Proofs of the address checks of LOAD, STORE, MATRIX and VECTOR, and of the burst splitting."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data
 
 from formal.harness import add, always, free, given, past, stable

@@ -1,7 +1,7 @@
 """What harnesses share: free inputs, signals inside a unit, registers of the past, environments."""
 
-from amaranth.hdl import Assert, Assume, Elaboratable, Fragment, Module, Signal, Value
 from amaranth.asserts import AnyConst, AnySeq
+from amaranth.hdl import Assert, Assume, Elaboratable, Fragment, Module, Signal, Value
 
 __all__ = ["Inside", "add", "always", "constant", "free", "given", "past", "stable"]
 
