@@ -36,7 +36,9 @@ def _copy(target: Path) -> None:
         shutil.copy(TREE / name, target / name)
 
 
-def _pytest(tree: Path, tests: tuple[str, ...]) -> tuple[int | None, str]:
+def _pytest(
+    tree: Path, tests: tuple[str, ...], limit: int = LIMIT_SECONDS
+) -> tuple[int | None, str]:
     """Exit status (none: still running at the limit) and output of the tests in a tree."""
     paths = os.pathsep.join(str(tree / name) for name in ("hw", "sim", "sw", "tests"))
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
@@ -47,7 +49,7 @@ def _pytest(tree: Path, tests: tuple[str, ...]) -> tuple[int | None, str]:
             env=os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
-            timeout=LIMIT_SECONDS,
+            timeout=limit,
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -76,6 +78,14 @@ def main() -> int:
         for fault in FAULTS
         if not words or any(word in fault.file + fault.breaks for word in words)
     ]
+    # A test that fails without a fault notices nothing.
+    with tempfile.TemporaryDirectory(prefix="weft-mutation-") as folder:
+        tree = Path(folder, "weft")
+        _copy(tree)
+        tests = tuple(sorted({name for fault in chosen for name in fault.tests}))
+        failing = _outcome(*_pytest(tree, tests, LIMIT_SECONDS * len(tests)))
+        if failing is not None:
+            raise RuntimeError(f"without any fault, {failing} fails")
     survivors = 0
     print("| file | fault | tests | noticed by | s |\n|---|---|---|---|---|", flush=True)
     for fault in chosen:
