@@ -147,8 +147,8 @@ FAULTS = (
     ),
     Fault(
         "vector_steps.py",
-        "address[:byte_bits] > config.activation_bytes - lanes",
-        "address[:byte_bits] >= config.activation_bytes - lanes",
+        "address[:bits] > size - lanes",
+        "address[:bits] >= size - lanes",
         "the last vector of the memory is refused",
         ("test_vector_engine.py",),
     ),
@@ -160,7 +160,7 @@ FAULTS = (
         ("test_matrix_engine.py",),
     ),
     Fault(
-        "matrix.py",
+        "matrix_rows.py",
         "(nest.left.as_unsigned() > last_left)",
         "(nest.left.as_unsigned() >= last_left)",
         "the last row of the memory is refused",
@@ -168,7 +168,7 @@ FAULTS = (
     ),
     Fault(
         "matrix.py",
-        "left.eq(Mux(exists[-1], differences, 0))",
+        "left.eq(Mux(counts[-1], differences, 0))",
         "left.eq(differences)",
         "padding is not zero",
         ("test_matrix_engine.py",),
