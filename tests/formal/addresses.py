@@ -101,14 +101,14 @@ def weight_rows(m: Module) -> None:
     """MATRIX's weight rows: requests stay inside the weight memory and are held until taken."""
     dut = TileLoader(TINY)
     inside = add(m, dut)
-    free(m, dut.start, dut.counts, dut.address, dut.strides, dut.tile_stride, dut.halt)
+    free(m, dut.start, dut.instruction, dut.halt)
     free(m, dut.top.ready, dut.top.data_valid, dut.top.data, dut.swap, dut.swap_issued)
     given(m, ~dut.start | dut.free)
-    full = inside.unit("nest")["top_at_4"]  # the address in full, before it is cut to the port
-    last = TINY.weight_bytes - TINY.line_bytes
+    innermost = len(dut.instruction.counts)  # the loop over a tile's rows
+    full = inside.unit("nest")[f"top_at_{innermost}"]  # in full, before it is cut to the port
+    last = TINY.weight_bytes - TINY.columns
     asked = Signal.like(full, name="asked")
-    advanced = inside["active"] & ~dut.bad & (~inside["request"] | (dut.top.valid & dut.top.ready))
-    with m.If(advanced):
+    with m.If(inside["step"]):
         m.d.sync += asked.eq(full)
     always(m, ~inside["request"] | ((asked >= 0) & (asked <= last) & (dut.top.address == asked)))
     always(m, ~dut.top.valid | (dut.top.address <= last))
