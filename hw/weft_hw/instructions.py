@@ -10,6 +10,23 @@ from typing import ClassVar, Self
 
 from weft_hw.errors import EncodingError
 from weft_hw.fields import BitField, bit_fields, bits, pack, unpack
+from weft_hw.instruction_values import (
+    Accumulate,
+    Bounds,
+    Capture,
+    Dataflow,
+    Element,
+    Head,
+    LoadSide,
+    Memory,
+    OperandSource,
+    Operation,
+    Queue,
+    Rounding,
+    ScaleSource,
+    Tail,
+    WeightBits,
+)
 
 __all__ = [
     "COUNT_BITS",
@@ -25,6 +42,7 @@ __all__ = [
     "WORD_BYTES",
     "Accumulate",
     "Bounds",
+    "Capture",
     "Dataflow",
     "Element",
     "End",
@@ -34,6 +52,7 @@ __all__ = [
     "LoadSide",
     "Matrix",
     "Memory",
+    "Operation",
     "OperandSource",
     "Queue",
     "Rounding",
@@ -64,116 +83,6 @@ LOOPS_MATRIX = 7
 TILE_LOOPS_MATRIX = 4  # the outermost ones; the others run over activation rows
 LOOPS_VECTOR = 6
 LOOPS_VECTOR_OUTER = 4  # the outermost ones; the others run over the window
-
-
-class Queue(enum.IntEnum):
-    """The four instruction queues; END and unknown opcodes belong to dispatch itself."""
-
-    LOAD = 0
-    MATRIX = 1
-    VECTOR = 2
-    STORE = 3
-
-
-class Memory(enum.IntEnum):
-    """On-chip memories that LOAD fills and STORE empties."""
-
-    ACTIVATION = 0
-    WEIGHT = 1
-    PARAMETER = 2
-    ACCUMULATOR = 3
-
-
-class Element(enum.IntEnum):
-    """Element width in memory."""
-
-    INT8 = 0
-    INT16 = 1
-    INT32 = 2
-
-
-class Dataflow(enum.IntEnum):
-    """What stays in the array while the others stream."""
-
-    WEIGHT_STATIONARY = 0
-    OUTPUT_STATIONARY = 1
-
-
-class WeightBits(enum.IntEnum):
-    """Width of a weight; the reduction deepens by 8 / width."""
-
-    EIGHT = 0
-    FOUR = 1
-    TWO = 2
-
-
-class LoadSide(enum.IntEnum):
-    """Where a weight tile enters; from the left it arrives transposed."""
-
-    TOP = 0
-    LEFT = 1
-
-
-class Accumulate(enum.IntEnum):
-    """What the first visit to an accumulator row does."""
-
-    OVERWRITE_FIRST = 0
-    ALWAYS_ADD = 1
-
-
-class Bounds(enum.IntEnum):
-    """The stream of a MATRIX instruction to which the coordinates' bounds apply."""
-
-    NONE = 0
-    LEFT = 1
-    TOP = 2
-    ACCUMULATOR = 3
-
-
-class Head(enum.IntEnum):
-    """Reduction over the window loops of a VECTOR instruction."""
-
-    SUM = 0
-    MAXIMUM = 1
-    DOT = 2
-
-
-class OperandSource(enum.IntEnum):
-    """Where a VECTOR operand comes from."""
-
-    NONE = 0
-    ACTIVATION = 1
-    ACCUMULATOR = 2
-    WEIGHT = 3
-
-
-class ScaleSource(enum.IntEnum):
-    """Where multiplier and exponent come from; NONE passes the value unscaled."""
-
-    NONE = 0
-    PARAMETER = 1
-    INSTRUCTION = 2
-    SCALAR = 3
-
-
-class Rounding(enum.IntEnum):
-    """How a product with a 31-bit multiplier is rounded; formulas in :mod:`weft_hw.arithmetic`."""
-
-    TWO_STEP = 0
-    HALF_UP = 1
-    HALF_EVEN = 2
-    STOCHASTIC = 3
-
-
-class Tail(enum.IntEnum):
-    """What happens with operand B after scaling."""
-
-    NONE = 0
-    ADD = 1
-    MAXIMUM = 2
-    PRODUCT = 3
-    SELECT = 4
-    SELECT_INDEX = 5
 
 
 INSTRUCTIONS: dict[int, type["Instruction"]] = {}
@@ -423,7 +332,6 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
         kind=Memory,
         supported=(Memory.ACTIVATION, Memory.ACCUMULATOR),
     )
-    element: Element = bits(2, "Element of results in activations.", kind=Element, supported=(0,))
     address: int = bits(STRIDE_BITS, "First address of results.", signed=True)
     strides: tuple[int, ...] = bits(
         STRIDE_BITS, "Stride of results, by outer loop.", length=LOOPS_VECTOR_OUTER, signed=True
@@ -466,10 +374,16 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     scalar_registers: tuple[int, ...] = bits(
         4, "Registers of multiplier, exponent and clamp bounds.", length=4, supported=(0,)
     )
-    capture: int = bits(2, "Capture of the largest absolute value.", supported=(0,))
-    capture_register: int = bits(4, "Scalar register of the capture.", supported=(0,))
-    column_sum: int = bits(1, "1: sum results by lane.", supported=(0,))
-    lookup: int = bits(1, "1: results index a 256-entry table.", supported=(0,))
+    capture: Capture = bits(
+        2,
+        "What is noted in scalar registers: largest absolute value, number of clamped results.",
+        kind=Capture,
+        supported=(0,),
+    )
+    capture_register: int = bits(
+        4, "Scalar register of the largest value; the next one counts.", supported=(0,)
+    )
+    lookup: int = bits(3, "Table that results index, from 1; 0 for none.", supported=(0,))
     index_address: int = bits(32, "Logical index of the first element, for stochastic rounding.")
     index_strides: tuple[int, ...] = bits(
         22, "Logical index stride, by outer loop.", length=LOOPS_VECTOR_OUTER

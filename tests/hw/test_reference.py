@@ -38,8 +38,8 @@ def test_every_field_has_a_row() -> None:
     "row",
     [
         "| last_lanes | u7 | 0 to 127 |",
-        "0 NONE, 1 ADD, 2 MAXIMUM, 3 PRODUCT, 4 SELECT; reserved, fault: 5 SELECT_INDEX;",
-        "; without a name, fault: 6, 7 | Use of operand B. |",
+        "0 SUM, 1 MAXIMUM, 2 DOT; reserved, fault: 3 INDEX_OF_MAXIMUM",
+        "; without a name, fault: 5, 6, 7 | Use of operand B. |",
         "| 39:24 | signal | u16 | 0 to 65535 |",
         "0; others are reserved and fault",
         "reserved: every value faults",
