@@ -10,6 +10,7 @@ from weft_hw.gateware.interfaces import ParameterReadPort
 from weft_hw.gateware.random_bits import RandomBits
 from weft_hw.gateware.requantizer import Requantizer
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
+from weft_hw.gateware.vector_window import VectorWindow
 from weft_hw.instructions import Rounding
 
 __all__ = ["VectorLanes"]
@@ -21,14 +22,14 @@ WAITING_B = 16
 class VectorLanes(wiring.Component):
     """Computes results from operands, in every lane::
 
-        head   = sum or maximum of A, or sum of A * B, over the window
+        head   = the window's reduction, see :class:`VectorWindow`
         scaled = (head + bias) << pre_shift, requantized
         result = clamp(tail(scaled, B) + zero_point, clamp_low, clamp_high)
 
     with all sums modulo 2^32. One window element enters a cycle, a vector leaves for each last one,
     ``latency`` cycles after it, without back-pressure::
 
-        1 operands | 2 product | 3 window | 4 to 11 requantizer | 12 tail | 13 zero point | clamp
+        window | requantizer | tail | zero point | clamp
 
     The tail's product of 32 by 9 bits has two halves, of 16 bits of the value each; the upper one
     is added together with the zero point.
@@ -55,8 +56,9 @@ class VectorLanes(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
+        self._window = VectorWindow(config)
         self._requantizer = Requantizer(config.columns)
-        if self._requantizer.latency + 3 >= WAITING_B:
+        if self._window.latency + self._requantizer.latency >= WAITING_B:
             raise ValueError(f"`WAITING_B` must exceed the pipeline's depth, not be {WAITING_B}")
         parameters = ParameterReadPort(config)
         super().__init__(
@@ -77,10 +79,11 @@ class VectorLanes(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the last token of a window to the vector's result."""
-        return 3 + self._requantizer.latency + 2
+        return self._window.latency + self._requantizer.latency + 2
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        m.submodules.window = self._window
         m.submodules.requantizer = self._requantizer
         m.submodules.random_bits = random_bits = RandomBits(self._config.columns)
         m.d.comb += [
@@ -90,7 +93,7 @@ class VectorLanes(wiring.Component):
         ]
         # The vector enters one of them a cycle after the other.
         assert random_bits.latency == 1 + self._requantizer.random_delay
-        slot = self._elaborate_window(m, random_bits)
+        slot = self._elaborate_scaling(m, random_bits)
         for _ in range(self._requantizer.latency):
             following = Signal(name="slot", reset_less=True)
             m.d.sync += following.eq(slot)
@@ -98,53 +101,22 @@ class VectorLanes(wiring.Component):
         self._elaborate_tail(m, slot, self._elaborate_waiting_b(m, slot))
         return m
 
-    def _elaborate_window(self, m: Module, random_bits: RandomBits) -> Signal:
-        """Operand, product and window registers, feed of the requantizer; returns its slot."""
-        requantizer, token = self._requantizer, self.token
-        stage_1, stage_2 = Signal(token_layout()), Signal(token_layout())
-        ready = Signal()  # the window register holds a finished head
-        slot = Signal(reset_less=True)
-        m.d.sync += [
-            stage_1.valid.eq(token.valid),
-            stage_2.valid.eq(stage_1.valid),
-            ready.eq(stage_2.valid & stage_2.last),
+    def _elaborate_scaling(self, m: Module, random_bits: RandomBits) -> Signal:
+        """Window reduction and feed of the requantizer; returns its slot."""
+        requantizer, window = self._requantizer, self._window
+        closing, slot = window.closing, window.slot
+        m.d.comb += [
+            window.token.eq(self.token),
+            window.controls.eq(self.controls),
+            *[port.eq(a) for port, a in zip(window.a, self.a)],
+            *[port.eq(b) for port, b in zip(window.b, self.b)],
         ]
-        with m.If(token.valid):
-            m.d.sync += stage_1.eq(token)
-        with m.If(stage_1.valid):
-            m.d.sync += stage_2.eq(stage_1)
-        with m.If(stage_2.valid):
-            m.d.sync += slot.eq(stage_2.slot)
-        dot = control(m, self.controls, token.slot, "head_dot", "_0")
-        dot_1 = control(m, self.controls, stage_1.slot, "head_dot", "_1")
-        maximum = control(m, self.controls, stage_2.slot, "head_maximum")
         use_bias = control(m, self.controls, slot, "use_bias")
         scale_parameter = control(m, self.controls, slot, "scale_parameter")
         multiplier = control(m, self.controls, slot, "multiplier")
         exponent = control(m, self.controls, slot, "exponent")
         row = self.parameters.data
-        for lane, (operand, factor) in enumerate(zip(self.a, self.b)):
-            element = Signal(signed(32), name=f"element_{lane}", reset_less=True)
-            tap = Signal(signed(9), name=f"tap_{lane}", reset_less=True)
-            term = Signal(signed(32), name=f"term_{lane}", reset_less=True)
-            head = Signal(signed(32), name=f"head_{lane}", reset_less=True)
-            with m.If(token.valid):
-                m.d.sync += element.eq(operand)
-                with m.If(dot):
-                    m.d.sync += tap.eq(factor)
-            with m.If(stage_1.valid):
-                with m.If(dot_1):
-                    m.d.sync += term.eq(element[:9].as_signed() * tap)
-                with m.Else():
-                    m.d.sync += term.eq(element)
-            with m.If(stage_2.valid):
-                with m.If(stage_2.first):
-                    m.d.sync += head.eq(term)
-                with m.Elif(maximum):
-                    with m.If(term > head):
-                        m.d.sync += head.eq(term)
-                with m.Else():
-                    m.d.sync += head.eq(head + term)
+        for lane, head in enumerate(window.head):
             m.d.comb += [
                 requantizer.value[lane].eq(head),
                 requantizer.bias[lane].eq(Mux(use_bias, row.bias[lane], 0)),
@@ -153,16 +125,15 @@ class VectorLanes(wiring.Component):
                 ),
                 requantizer.exponent[lane].eq(Mux(scale_parameter, row.exponent[lane], exponent)),
             ]
+        rounding = control(m, self.controls, closing.slot, "rounding", "_closing")
         m.d.comb += [
             random_bits.i_valid.eq(
-                stage_2.valid
-                & stage_2.last
-                & (control(m, self.controls, stage_2.slot, "rounding", "_2") == Rounding.STOCHASTIC)
+                closing.valid & closing.last & (rounding == Rounding.STOCHASTIC)
             ),
-            random_bits.index.eq(stage_2.index),
-            random_bits.tensor.eq(control(m, self.controls, stage_2.slot, "tensor")),
+            random_bits.index.eq(closing.index),
+            random_bits.tensor.eq(control(m, self.controls, closing.slot, "tensor")),
             self.parameters.address.eq(self.parameter_address),
-            requantizer.i_valid.eq(ready),
+            requantizer.i_valid.eq(window.ready),
             requantizer.pre_shift.eq(control(m, self.controls, slot, "pre_shift")),
             requantizer.rounding.eq(control(m, self.controls, slot, "rounding")),
             requantizer.bypass.eq(control(m, self.controls, slot, "bypass")),
