@@ -3,7 +3,7 @@
 from functools import partial, reduce
 from operator import add as plus
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 
 from formal.harness import add, always, constant, free, given
 from formal.prover import BOUNDED, INDUCTION, Proof
@@ -27,25 +27,38 @@ MARGIN = 4  # bits that the reference has beyond the stream
 
 
 class _Odometer:
-    """Trip numbers counted independently of the unit, innermost first."""
+    """Trip numbers counted independently of the unit: of the trip shown, and of the one after."""
 
     def __init__(self, m: Module, nest: LoopNest, counts: list[Signal]) -> None:
         self.index = [Signal(COUNT_BITS, name=f"index_{i}") for i in range(len(counts))]
+        self.ahead = [Signal(COUNT_BITS, name=f"ahead_{i}") for i in range(len(counts))]
+        self.loaded = Signal(name="was_loaded")
         self.running = Signal(name="running")
-        self.at_last = [Signal(name=f"at_last_{i}") for i in range(len(counts))]
-        m.d.comb += [
-            flag.eq(index + 1 == count)
-            for flag, index, count in zip(self.at_last, self.index, counts)
-        ]
+        self.at_last = self._at_last(m, "at_last", self.index, counts)
+        self.ahead_at_last = self._at_last(m, "ahead_at_last", self.ahead, counts)
         self.finished = Cat(self.at_last).all()
+        m.d.sync += self.loaded.eq(nest.load)
         with m.If(nest.load):
+            m.d.sync += self.running.eq(0)
+            m.d.sync += [index.eq(0) for index in self.ahead]
+        with m.Elif(self.loaded):
             m.d.sync += self.running.eq(1)
-            m.d.sync += [index.eq(0) for index in self.index]
-        with m.Elif(nest.advance):
-            for i, index in enumerate(self.index):
-                moves = Cat(self.at_last[i + 1 :]).all()
+        with m.If(~nest.load & (self.loaded | nest.advance)):
+            for i, (index, ahead) in enumerate(zip(self.index, self.ahead)):
+                moves = Cat(self.ahead_at_last[i + 1 :]).all()
+                m.d.sync += index.eq(ahead)
                 with m.If(moves):
-                    m.d.sync += index.eq(Mux(self.at_last[i], 0, index + 1))
+                    m.d.sync += ahead.eq(Mux(self.ahead_at_last[i], 0, ahead + 1))
+
+    @staticmethod
+    def _at_last(m: Module, name: str, indices: list[Signal], counts: list[Signal]) -> list[Signal]:
+        flags = [Signal(name=f"{name}_{i}") for i in range(len(counts))]
+        m.d.comb += [f.eq(index + 1 == n) for f, index, n in zip(flags, indices, counts)]
+        return flags
+
+    def steps(self, i: int) -> Value:
+        """The step that leads from the trip shown to the next one is loop ``i``'s."""
+        return Cat(self.at_last[i + 1 :]).all() & ~self.at_last[i]
 
 
 def _setup(m: Module, streams: dict[str, int]) -> tuple[LoopNest, object, list[Signal], _Odometer]:
@@ -63,10 +76,20 @@ def _setup(m: Module, streams: dict[str, int]) -> tuple[LoopNest, object, list[S
 
 
 def _flags(m: Module, nest: LoopNest, inside, counts: list[Signal], odometer: _Odometer) -> None:
-    for i, (index, count) in enumerate(zip(odometer.index, counts)):
+    begun = odometer.loaded | odometer.running
+    always(m, nest.ready == odometer.running)
+    always(m, inside["loaded"] == odometer.loaded)
+    always(m, ~(odometer.loaded & odometer.running))
+    for i, (index, ahead, count) in enumerate(zip(odometer.index, odometer.ahead, counts)):
+        counted = (ahead < count) & (inside[f"remaining_{i}"] == count - ahead)
+        counted &= inside["first_ahead"][i] == (ahead == 0)
+        counted &= inside["last_ahead"][i] == (ahead + 1 == count)
+        counted &= inside["single"][i] == (count == 1)
+        always(m, ~begun | counted)
         fits = (index < count) & (nest.first[i] == (index == 0))
         fits &= nest.last[i] == (index + 1 == count)
-        fits &= inside[f"remaining_{i}"] == count - 1 - index
+        moves = Cat(odometer.at_last[i + 1 :]).all()
+        fits &= ahead == Mux(moves, Mux(odometer.at_last[i], 0, index + 1), index)
         always(m, ~odometer.running | fits)
     always(m, ~odometer.running | (nest.finished == odometer.finished))
 
@@ -103,21 +126,30 @@ def values(m: Module, name: str) -> None:
     m.d.comb += getattr(nest, f"{name}_base").eq(base_value)
     # The value at the start of each loop's current trip, in numbers that cannot wrap, and how many
     # strides were added for it; no stride exceeds 2^(stride_bits - 1).
+    last = LOOPS_TRANSFER - 1
+    begun = odometer.loaded | odometer.running
     exact = [Signal(wide, name=f"exact_{i}") for i in range(LOOPS_TRANSFER)]
     strides = [constant(m, stride_bits, f"chosen_{i}").as_signed() for i in range(LOOPS_TRANSFER)]
     added = [Signal(COUNT_BITS + 2, name=f"added_{i}") for i in range(LOOPS_TRANSFER)]
     for i, stride in enumerate(strides):
         m.d.comb += getattr(nest, f"{name}_strides")[i].eq(stride)
         m.d.comb += added[i].eq(reduce(plus, odometer.index[: i + 1]))
-        moves = Cat(odometer.at_last[i + 1 :]).all() & ~odometer.at_last[i]
+        steps = odometer.steps(i)
+        # What was prepared for the step that comes: a stride, and where it starts.
+        origin = Mux(inside["from_value"], inside[f"{name}_at_{last}"], inside[f"{name}_origin"])
+        prepared = (inside[f"{name}_stride"] == stride) & (origin == inside[f"{name}_at_{i}"])
+        for loop in range(LOOPS_TRANSFER):
+            prepared &= inside["changes"][loop] == (loop >= i)
+        always(m, ~odometer.running | ~steps | prepared)
         for inner in range(i, LOOPS_TRANSFER):
-            with m.If(nest.advance & moves):
+            with m.If(nest.advance & steps):
                 m.d.sync += exact[inner].eq(exact[i] + stride)
         reach = Signal(wide, name=f"reach_{i}")
         base_strides = 1 << max(0, base_bits - stride_bits + 1)  # the base, in largest strides
         m.d.comb += reach.eq((added[i] + base_strides) << (stride_bits - 1))
-        always(m, ~odometer.running | ((exact[i] <= reach) & (exact[i] >= -reach)))
-        always(m, ~odometer.running | (inside[f"{name}_at_{i}"] == exact[i]))
+        always(m, ~begun | ((exact[i] <= reach) & (exact[i] >= -reach)))
+        always(m, ~begun | (inside[f"{name}_at_{i}"] == exact[i]))
+        always(m, ~odometer.loaded | (exact[i] == base_value))
     with m.If(nest.load):
         m.d.sync += [value.eq(base_value) for value in exact]
     always(m, ~odometer.running | (getattr(nest, name) == exact[-1]))

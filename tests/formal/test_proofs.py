@@ -26,7 +26,7 @@ def test_a_broken_loop_nest_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: LoopNest, platform: object) -> Module:
         m = elaborate(self, platform)
         with m.If(self.advance):  # claims to be on the first trip ever after
-            m.d.comb += self.first.eq(-1)
+            m.d.sync += self.first.eq(-1)
         return m
 
     monkeypatch.setattr(LoopNest, "elaborate", broken)

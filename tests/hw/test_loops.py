@@ -29,6 +29,9 @@ def test_values_and_flags_equal_nested_loops(case: int) -> None:
         ctx.set(nest.load, 1)
         await ctx.tick()
         ctx.set(nest.load, 0)
+        assert not ctx.get(nest.ready)
+        await ctx.tick()
+        assert ctx.get(nest.ready)
         trips = list(itertools.product(*[range(count) for count in counts]))
         for number, index in enumerate(trips):
             for name in streams:

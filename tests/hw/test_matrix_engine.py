@@ -436,9 +436,12 @@ def test_tile_period_without_stalls_within_and_across_instructions(
     np.testing.assert_array_equal(memories.accumulators, expected.accumulators)
     firsts = record.updates[::rows]
     periods = [later - sooner for sooner, later in itertools.pairwise(firsts)]
-    assert periods == [max(side, rows)] * (tiles * len(program) - 1)
-    # Descriptor, tile, left memory and zero point, array: then the first row is there.
-    start = 3 + side + READ_LATENCY + 1 + (config.rows + config.columns + 1)
+    period = max(side, rows)
+    # The loop nest takes one cycle to prepare an instruction's first step.
+    expected_periods = ([period] * (tiles - 1) + [period + 1]) * len(program)
+    assert periods == expected_periods[:-1]
+    # Descriptor, nest, tile, left memory and zero point, array: then the first row is there.
+    start = 4 + side + READ_LATENCY + 1 + (config.rows + config.columns + 1)
     assert firsts[0] - record.accepted[0] == start
 
 

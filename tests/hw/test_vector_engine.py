@@ -342,7 +342,7 @@ def test_one_vector_a_cycle(with_b: bool) -> None:
     outcome = run_engine(TINY, program, random_state(TINY, rng), rng)
     assert len(outcome.writes) == 64
     assert outcome.writes[-1] - outcome.writes[0] == 63
-    assert outcome.reads[0] - outcome.accepted[0] == 3
+    assert outcome.reads[0] - outcome.accepted[0] == 4
     assert outcome.retired == [outcome.writes[-1] + 1]
 
 
@@ -367,7 +367,7 @@ def test_next_instruction_starts_while_its_predecessor_drains() -> None:
     program = [_copy(20, OperandSource.ACCUMULATOR, Memory.ACTIVATION)] * 4
     outcome = run_engine(TINY, program, random_state(TINY, rng), rng)
     gaps = [later - earlier for earlier, later in itertools.pairwise(outcome.reads)]
-    assert sorted(gaps) == [1] * 76 + [3] * 3
+    assert sorted(gaps) == [1] * 76 + [4] * 3
 
 
 def test_reader_of_a_predecessors_results_waits_for_them() -> None:

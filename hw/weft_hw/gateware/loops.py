@@ -1,8 +1,10 @@
 """Affine address generation: a loop nest that steps any number of address streams at once."""
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,13 +16,20 @@ __all__ = ["LoopNest"]
 class LoopNest(wiring.Component):
     """Nested loops, each stream's value being ``base + sum(index[i] * strides[i])``.
 
-    In the cycle with ``load`` high the nest takes ``counts`` and the bases; from the next cycle on
-    the values and flags belong to the first trip. Each cycle with ``advance`` high steps to the
-    next trip of the innermost loop, carrying outward, one step a cycle. ``counts`` and strides must
-    be held until the nest has finished; advancing beyond the last trip is not allowed.
+    In the cycle with ``load`` high the nest takes ``counts`` and the bases. From the second cycle
+    after it ``ready`` is high, and the values and flags belong to the first trip. Each cycle with
+    ``advance`` high steps to the next trip of the innermost loop, carrying outward, one step a
+    cycle. ``counts`` and strides must be valid from the cycle after ``load`` until the nest has
+    finished; advancing while not ``ready``, or beyond the last trip, is not allowed.
 
     A stream keeps one register a loop (the value at the start of that loop's current trip), so that
-    one addition a step suffices and no jump has to be computed beforehand.
+    one addition a step suffices and no jump has to be computed beforehand. The counters are one
+    trip ahead of the values: while a trip is shown, the stride and the origin of the step that
+    leads to the next one lie in registers already::
+
+        counters of trip n + 1 | origin and stride of the step from n to n + 1 | value of trip n
+
+    An origin that the step before it changes is that step's result.
 
     Parameters
     ----------
@@ -34,6 +43,8 @@ class LoopNest(wiring.Component):
     load, advance : In(1)
     counts : In(array of unsigned(12))
         Trips of each loop, at least 1.
+    ready : Out(1)
+        The values and flags are valid; they are registers.
     first, last : Out(loops)
         Bit i: loop i is on its first (last) trip.
     finished : Out(1)
@@ -51,6 +62,7 @@ class LoopNest(wiring.Component):
             "load": In(1),
             "advance": In(1),
             "counts": In(data.ArrayLayout(COUNT_BITS, loops)),
+            "ready": Out(1),
             "first": Out(loops),
             "last": Out(loops),
             "finished": Out(1),
@@ -63,48 +75,84 @@ class LoopNest(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        loops = self._loops
-        remaining = [Signal(COUNT_BITS, name=f"remaining_{i}") for i in range(loops)]
-        first = Signal(loops)
-        last = Signal(loops)
-        steps = Signal(loops)  # one-hot: the loop that advances; all inner ones start again
-        inner_last = [Signal(name=f"inner_last_{i}") for i in range(loops + 1)]
-        m.d.comb += inner_last[loops].eq(1)
-        for i in reversed(range(loops)):
-            m.d.comb += [
-                last[i].eq(remaining[i] == 0),
-                inner_last[i].eq(inner_last[i + 1] & last[i]),
-                steps[i].eq(inner_last[i + 1] & ~last[i]),
-            ]
-        m.d.comb += [self.first.eq(first), self.last.eq(last), self.finished.eq(inner_last[0])]
-
+        loops = range(self._loops)
+        loaded = Signal()
+        moves = Signal()  # the counters go on to the next trip
+        m.d.comb += moves.eq(loaded | self.advance)
+        m.d.sync += loaded.eq(self.load)
         with m.If(self.load):
-            m.d.sync += first.eq(-1)
-            for i in range(loops):
-                m.d.sync += remaining[i].eq(self.counts[i] - 1)
-        with m.Elif(self.advance):
-            for i in range(loops):
-                with m.If(steps[i]):
-                    m.d.sync += [remaining[i].eq(remaining[i] - 1), first[i].eq(0)]
-                with m.Elif(inner_last[i]):
-                    m.d.sync += [remaining[i].eq(self.counts[i] - 1), first[i].eq(1)]
+            m.d.sync += self.ready.eq(0)
+        with m.Elif(loaded):
+            m.d.sync += self.ready.eq(1)
 
+        # The trip after the one that is shown: trips left of each loop, this one included.
+        remaining = [Signal(COUNT_BITS, name=f"remaining_{i}") for i in loops]
+        single = Signal(self._loops)  # a count of one
+        first = Signal(self._loops, name="first_ahead")
+        last = Signal(self._loops, name="last_ahead")
+        inner_last = [Signal(name=f"inner_last_{i}") for i in range(self._loops + 1)]
+        m.d.comb += inner_last[-1].eq(1)
+        m.d.comb += [inner_last[i].eq(last[i:].all()) for i in loops]
+        for i in loops:
+            with m.If(self.load):
+                alone = self.counts[i] == 1
+                m.d.sync += [remaining[i].eq(self.counts[i]), first[i].eq(1)]
+                m.d.sync += [last[i].eq(alone), single[i].eq(alone)]
+            with m.Elif(moves & inner_last[i]):
+                m.d.sync += [remaining[i].eq(self.counts[i]), first[i].eq(1), last[i].eq(single[i])]
+            with m.Elif(moves & inner_last[i + 1]):
+                m.d.sync += [remaining[i].eq(remaining[i] - 1), first[i].eq(0)]
+                m.d.sync += last[i].eq(remaining[i] == 2)
+
+        # The step that leads to it: the loop that advances (one-hot), and those that change.
+        steps = Signal(self._loops)
+        m.d.comb += steps.eq(Cat(inner_last[i + 1] & ~last[i] for i in loops))
+        changes = Signal(self._loops)
+        from_value = Signal()  # the origin is what the step before it has changed
+        with m.If(moves):
+            m.d.sync += [
+                self.first.eq(first),
+                self.last.eq(last),
+                self.finished.eq(inner_last[0]),
+                changes.eq(Cat(inner_last[1:])),
+                from_value.eq(steps[-1] | (steps & changes).any()),
+            ]
         for name, width in self._streams.items():
-            base = getattr(self, f"{name}_base")
-            strides = getattr(self, f"{name}_strides")
-            at = [Signal(signed(width), name=f"{name}_at_{i}") for i in range(loops)]
-            origin = Signal(signed(width), name=f"{name}_origin")
-            stride = Signal(signed(width), name=f"{name}_stride")
-            following = Signal(signed(width), name=f"{name}_following")
-            for i in range(loops):
-                with m.If(steps[i]):
-                    m.d.comb += [origin.eq(at[i]), stride.eq(strides[i])]
-            m.d.comb += following.eq(origin + stride)
-            for i in range(loops):
-                # Loop i restarts, or steps itself, whenever a loop at or outside it steps.
-                with m.If(self.load):
-                    m.d.sync += at[i].eq(base)
-                with m.Elif(self.advance & (steps & ((2 << i) - 1)).any()):
-                    m.d.sync += at[i].eq(following)
-            m.d.comb += getattr(self, name).eq(at[loops - 1])
+            self._elaborate_stream(m, name, width, moves, steps, changes, from_value)
         return m
+
+    def _elaborate_stream(
+        self,
+        m: Module,
+        name: str,
+        width: int,
+        moves: Signal,
+        steps: Signal,
+        changes: Signal,
+        from_value: Signal,
+    ) -> None:
+        base = getattr(self, f"{name}_base")
+        strides = getattr(self, f"{name}_strides")
+        at = [Signal(signed(width), name=f"{name}_at_{i}") for i in range(self._loops)]
+        origin = Signal(signed(width), name=f"{name}_origin", reset_less=True)
+        stride = Signal(signed(width), name=f"{name}_stride", reset_less=True)
+        following = Signal(signed(width), name=f"{name}_following")
+        value = at[-1]
+        with m.If(moves):
+            m.d.sync += [
+                origin.eq(_selected(steps, at[:-1])),  # the innermost loop's is the value
+                stride.eq(_selected(steps, [strides[i] for i in range(self._loops)])),
+            ]
+        m.d.comb += following.eq(Mux(from_value, value, origin) + stride)
+        for i in range(self._loops):
+            with m.If(self.load):
+                m.d.sync += at[i].eq(base)
+            with m.Elif(self.advance & changes[i]):
+                m.d.sync += at[i].eq(following)
+        m.d.comb += getattr(self, name).eq(value)
+
+
+def _selected(one_hot: Signal, values: list[Signal]) -> Value:
+    """The value whose bit is set, without the priorities that a chain of choices would have."""
+    chosen = (Mux(bit, value, 0) for bit, value in zip(one_hot, values))
+    return reduce(or_, chosen, Const(0, 1))

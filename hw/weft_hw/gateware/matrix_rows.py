@@ -152,7 +152,7 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
     issued = Signal(name="row_issued")
     current = Signal(row_layout(config), name="row", reset_less=True)
     adds = held.accumulate == Accumulate.ALWAYS_ADD
-    m.d.comb += step.eq(active & ~bad & (~valid | issued))
+    m.d.comb += step.eq(active & nest.ready & ~bad & (~valid | issued))
     with m.If(step):
         m.d.sync += [
             valid.eq(1),
@@ -173,7 +173,7 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
         m.d.sync += valid.eq(0)
     return SimpleNamespace(
         active=active,
-        bad=active & bad,
+        bad=active & nest.ready & bad,
         bad_address=Mux(left_bad, nest.left, Mux(first_bad, nest.accumulator, end)),
         swap=swap,
         offset=offset,

@@ -164,12 +164,12 @@ class TileLoader(wiring.Component):
         m.d.comb += [
             exists.eq((held.bounds != Bounds.TOP) | inside),
             outside.eq(exists & (nest.top.as_unsigned() > last_address)),  # a negative one, too
-            self.bad.eq(active & outside),
+            self.bad.eq(active & nest.ready & outside),
             self.bad_address.eq(nest.top),
             self.top.valid.eq(request & credit & (~self.halt | waiting)),
             self.top.address.eq(address),
             issued.eq(self.top.valid & self.top.ready),
-            step.eq(active & ~outside & (~request | issued)),
+            step.eq(active & nest.ready & ~outside & (~request | issued)),
             self.free.eq(~active | (step & nest.finished)),
         ]
         m.d.sync += waiting.eq(self.top.valid & ~self.top.ready)

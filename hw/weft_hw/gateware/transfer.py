@@ -82,8 +82,8 @@ class TransferGenerator(wiring.Component):
     lies outside the memory, with its DRAM address if a byte of it lies outside ``address_width``. A
     fault is an entry too, so that it can be reported in order; nothing follows it until reset.
 
-    Timing: an instruction's first entry is valid two cycles after its acceptance; from then on one
-    entry a cycle, across runs and instructions.
+    Timing: an instruction's first entry is valid three cycles after its acceptance; then one
+    entry a cycle, across runs.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class TransferGenerator(wiring.Component):
         run = Signal(entry_layout(self._config), reset_less=True)  # what is left of it
         run_valid = Signal()
         done = self._elaborate_split(m, run, run_valid)
-        m.d.comb += take.eq(active & ~dead & (~run_valid | done))
+        m.d.comb += take.eq(active & nest.ready & ~dead & (~run_valid | done))
         with m.If(take):
             dropped = ~exists & ~nest.finished if self._kind is Store else Const(0)
             m.d.sync += [

@@ -48,8 +48,8 @@ class VectorEngine(wiring.Component):
                        (addresses) (reads)  (arithmetic) (writes, retirement)
 
     One window element a cycle, so one vector a cycle for windows of one element, while the memories
-    accept every request. From the acceptance of an instruction to its first request 3 cycles pass;
-    2 cycles without a request lie between two instructions.
+    accept every request. From the acceptance of an instruction to its first request 4 cycles pass;
+    3 cycles without a request lie between two instructions.
 
     The next instruction starts while its predecessor drains, unless it reads the memory to which
     the predecessor writes: then it waits until that one has retired. An instruction with a fault in

@@ -35,7 +35,7 @@ class VectorSteps(wiring.Component):
     compared with the size of its memory; if one lies outside, the step is ``bad`` and
     ``bad_address`` is the first such of A, B, result, parameter row.
 
-    One step a cycle. The first is valid two cycles after ``start``; a step stays until ``leaves``.
+    One step a cycle. The first is valid three cycles after ``start``; it stays until ``leaves``.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class VectorSteps(wiring.Component):
         take = Signal()
         slot = Signal()
         m.d.comb += [
-            take.eq(running & ~self.stop & (~self.valid | self.leaves)),
+            take.eq(running & nest.ready & ~self.stop & (~self.valid | self.leaves)),
             nest.load.eq(self.start),
             nest.advance.eq(take & ~nest.finished),
             self.finished.eq(take & nest.finished),
