@@ -140,8 +140,8 @@ FAULTS = (
     ),
     Fault(
         "arbiter.py",
-        "m.d.sync += pointer.eq(i)",
-        "m.d.sync += pointer.eq(top)",
+        "m.d.sync += later.eq(grant_i)",
+        "m.d.sync += later.eq(grant_j)",
         "a refused requester may starve",
         ("test_scratchpad.py",),
     ),

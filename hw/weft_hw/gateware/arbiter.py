@@ -1,6 +1,9 @@
-"""Round-robin arbitration of requesters that each need one or two of several banks at once."""
+"""Arbitration of requesters that each need one or two of several banks at once."""
 
-from amaranth.hdl import Module, Signal
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -8,17 +11,17 @@ __all__ = ["BankArbiter"]
 
 
 class BankArbiter(wiring.Component):
-    """Grant, each cycle, requesters whose banks do not overlap.
+    """Grant, each cycle, requesters whose banks do not overlap; least recently granted first.
 
-    The requester that the pointer names comes first, the others follow in cyclic order; each is
-    granted if no earlier one was granted a bank that it needs. A requester gets all its banks in
-    one cycle or none.
+    The requesters are in an order, kept as one bit for each pair of them. One is granted if nobody
+    before it requests a bank that it needs, granted or not; those granted then go behind all the
+    others. A requester gets all its banks in one cycle or none.
 
-    One pointer serves all banks and moves to the first requester that was refused: that one is
-    granted in the next cycle, whatever it needs. As the pointer never passes over a refused
-    requester, each one waits for at most ``requesters - 1`` cycles, and none can deadlock.
+    The first that requests is granted whatever it needs. As nobody ever passes a requester that was
+    refused, and each cycle somebody before it goes behind it, it waits for at most
+    ``requesters - 1`` cycles, and none can deadlock.
 
-    Grants are combinational.
+    Grants are combinational, but short: no grant depends on another.
 
     Parameters
     ----------
@@ -56,30 +59,17 @@ class BankArbiter(wiring.Component):
             m.d.comb += self.grant_0.eq(self.valid_0)
             return m
 
-        # overlap[i][j], j < i: both request, and some bank is needed by both.
-        overlap = [
-            [Signal(name=f"overlap_{max(i, j)}_{min(i, j)}") for j in range(i)]
-            for i in range(count)
-        ]
+        blocked: list[list[Value]] = [[] for _ in range(count)]
         for i in range(count):
             for j in range(i):
-                m.d.comb += overlap[i][j].eq(valid[i] & valid[j] & (needs[i] & needs[j]).any())
-
-        pointer = Signal(range(count))
-        with m.Switch(pointer):
-            for top in range(count):
-                with m.Case(top):
-                    order = [(top + step) % count for step in range(count)]
-                    # Signals of their own for each value of the pointer: a chain through grant_I
-                    # itself would be a combinational loop, if never a closed one.
-                    granted = {i: Signal(name=f"granted_{top}_{i}") for i in order}
-                    for position, i in enumerate(order):
-                        blocked = 0
-                        for j in order[:position]:
-                            blocked = blocked | (granted[j] & overlap[max(i, j)][min(i, j)])
-                        m.d.comb += granted[i].eq(valid[i] & ~blocked)
-                        m.d.comb += getattr(self, f"grant_{i}").eq(granted[i])
-                    for i in reversed(order):  # the last assignment, of the first refused, wins
-                        with m.If(valid[i] & ~granted[i]):
-                            m.d.sync += pointer.eq(i)
+                overlap = Signal(name=f"overlap_{i}_{j}")
+                later = Signal(name=f"later_{i}_{j}", init=1)  # i comes after j
+                m.d.comb += overlap.eq(valid[i] & valid[j] & (needs[i] & needs[j]).any())
+                blocked[i].append(overlap & later)
+                blocked[j].append(overlap & ~later)
+                grant_i, grant_j = getattr(self, f"grant_{i}"), getattr(self, f"grant_{j}")
+                with m.If(grant_i != grant_j):
+                    m.d.sync += later.eq(grant_i)
+        for i in range(count):
+            m.d.comb += getattr(self, f"grant_{i}").eq(valid[i] & ~reduce(or_, blocked[i]))
         return m

@@ -14,6 +14,7 @@ from weft_hw.registers import FaultCause
 
 __all__ = [
     "READ_LATENCY",
+    "WRITE_LATENCY",
     "AccumulatorReadPort",
     "AccumulatorUpdatePort",
     "AccumulatorWritePort",
@@ -28,8 +29,13 @@ __all__ = [
     "parameter_row_layout",
 ]
 
-READ_LATENCY = 2
+READ_LATENCY = 4
 """Cycles from the acceptance of a read request to its data, for every on-chip memory."""
+
+WRITE_LATENCY = 4
+"""Cycles from the acceptance of a scratchpad write to the first read request that surely sees it.
+Fewer than pass between an instruction's retirement and the first request of one that waited for
+it."""
 
 ADDRESS_SHAPE_BITS = STRIDE_BITS  # local addresses travel signed, so that no range check can wrap
 
@@ -85,7 +91,7 @@ class WritePort(wiring.Signature):
     """Write of up to ``width`` bytes at any byte address; seen from the requester.
 
     Byte i of ``data`` goes to ``address + i`` where bit i of ``strobe`` is set. A written byte is
-    readable by a request accepted in a later cycle than the write's acceptance.
+    readable by a request accepted ``WRITE_LATENCY`` cycles after the write's acceptance.
     """
 
     def __init__(self, address_bits: int, width: int) -> None:
@@ -135,7 +141,7 @@ class AccumulatorReadPort(wiring.Signature):
 
 
 class AccumulatorWritePort(wiring.Signature):
-    """Write of one row; ``strobe`` has a bit a lane. Visible as for :class:`WritePort`."""
+    """Write of one row; ``strobe`` has a bit a lane. A read accepted later sees it."""
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__(

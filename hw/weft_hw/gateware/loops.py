@@ -1,13 +1,12 @@
 """Affine address generation: a loop nest that steps any number of address streams at once."""
 
 from collections.abc import Mapping
-from functools import reduce
-from operator import or_
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from weft_hw.gateware.choice import selected
 from weft_hw.instructions import COUNT_BITS
 
 __all__ = ["LoopNest"]
@@ -140,8 +139,8 @@ class LoopNest(wiring.Component):
         value = at[-1]
         with m.If(moves):
             m.d.sync += [
-                origin.eq(_selected(steps, at[:-1])),  # the innermost loop's is the value
-                stride.eq(_selected(steps, [strides[i] for i in range(self._loops)])),
+                origin.eq(selected(steps, at[:-1])),  # the innermost loop's is the value
+                stride.eq(selected(steps, [strides[i] for i in range(self._loops)])),
             ]
         m.d.comb += following.eq(Mux(from_value, value, origin) + stride)
         for i in range(self._loops):
@@ -150,9 +149,3 @@ class LoopNest(wiring.Component):
             with m.Elif(self.advance & changes[i]):
                 m.d.sync += at[i].eq(following)
         m.d.comb += getattr(self, name).eq(value)
-
-
-def _selected(one_hot: Signal, values: list[Signal]) -> Value:
-    """The value whose bit is set, without the priorities that a chain of choices would have."""
-    chosen = (Mux(bit, value, 0) for bit, value in zip(one_hot, values))
-    return reduce(or_, chosen, Const(0, 1))

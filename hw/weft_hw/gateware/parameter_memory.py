@@ -1,11 +1,11 @@
 """Memory of per-channel parameters: rows of biases, multipliers and exponents."""
 
-from amaranth.hdl import Cat, Module, Signal, unsigned
+from amaranth.hdl import Cat, Module, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import ParameterReadPort, WritePort
+from weft_hw.gateware.interfaces import READ_LATENCY, ParameterReadPort, WritePort
 
 __all__ = ["ParameterMemory"]
 
@@ -20,7 +20,8 @@ class ParameterMemory(wiring.Component):
     to beats: it takes place if bit 0 of its strobes is set. A read of the row that is being written
     in the same cycle gives the old or the new beat.
 
-    Timing: a row comes two cycles after its address (memory, then register).
+    Timing: a row comes ``READ_LATENCY`` cycles after its address (registers of the address, then
+    memory, then a register of the row).
 
     Parameters
     ----------
@@ -54,6 +55,12 @@ class ParameterMemory(wiring.Component):
         beat = self.write.address[beat_bits:row_bits]
         m.d.comb += self.write.ready.eq(1)
 
+        address: Value = self.read.address
+        for k in range(READ_LATENCY - 2):
+            later = Signal.like(self.read.address, name=f"address_{k + 1}", reset_less=True)
+            m.d.sync += later.eq(address)
+            address = later
+
         words = []
         for number in range(beats):
             # The last beat's tail lies beyond the row.
@@ -69,7 +76,7 @@ class ParameterMemory(wiring.Component):
                 write.en.eq(
                     self.write.valid & self.write.strobe[0] & ~self.inhibit & (beat == number)
                 ),
-                read.addr.eq(self.read.address),
+                read.addr.eq(address),
                 read.en.eq(1),
             ]
             words.append(read.data)

@@ -1,11 +1,14 @@
 """Banked scratchpad memory: accesses at any byte address, one read and one write port a bank."""
 
-from amaranth.hdl import Cat, Module, Signal, Value, unsigned
+from types import SimpleNamespace
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from weft_hw.gateware.arbiter import BankArbiter
-from weft_hw.gateware.interfaces import ReadPort, WritePort
+from weft_hw.gateware.choice import selected
+from weft_hw.gateware.interfaces import WRITE_LATENCY, ReadPort, WritePort
 
 __all__ = ["Scratchpad"]
 
@@ -20,21 +23,30 @@ class _Access:
     """Where an access of one line at any byte address falls.
 
     ``offset`` is the first byte's place in its line, ``parity`` that line's sub-bank. For each
-    sub-bank s (0 even, 1 odd) ``bank[s]`` and ``index[s]`` are the bank and the row in it. The line
-    after the last one of a bank is the first of the next bank, so that the two may differ.
+    sub-bank s (0 even, 1 odd) ``bank[s]`` (one-hot) and ``index[s]`` are the bank and the row in
+    it. The line after the last one of a bank is the first of the next bank: if the first line is
+    the bank's last one, and odd, the even one lies there.
     """
 
     def __init__(
-        self, m: Module, name: str, address: Value, *, offset_bits: int, index_bits: int
+        self, m: Module, name: str, address: Value, *, offset_bits: int, index_bits: int, banks: int
     ) -> None:
-        rows_bits = len(address) - offset_bits - _log2(SUB_BANKS)  # rows of all banks together
         self.offset = address[:offset_bits]
         self.parity = address[offset_bits]
-        row = address[offset_bits + 1 :]
-        even = Signal(rows_bits, name=f"{name}_even_row")
-        m.d.comb += even.eq(row + self.parity)  # wraps at the end of the memory
-        self.index = (even[:index_bits], row[:index_bits])
-        self.bank = (even[index_bits:], row[index_bits:])
+        index = address[offset_bits + 1 :][:index_bits]
+        number = address[offset_bits + 1 + index_bits :]
+        even = Signal(index_bits, name=f"{name}_even_row")
+        crosses = Signal(name=f"{name}_crosses")
+        odd_bank = Signal(banks, name=f"{name}_odd_bank")
+        even_bank = Signal(banks, name=f"{name}_even_bank")
+        m.d.comb += [
+            even.eq(index + self.parity),
+            crosses.eq(index.all() & self.parity),
+            odd_bank.eq(Cat((number == bank) if banks > 1 else 1 for bank in range(banks))),
+            even_bank.eq(Mux(crosses, odd_bank.rotate_left(1), odd_bank)),
+        ]
+        self.index = (even, index)
+        self.bank = (even_bank, odd_bank)
 
 
 class Scratchpad(wiring.Component):
@@ -49,11 +61,17 @@ class Scratchpad(wiring.Component):
     Flow control: each bank serves one reader and one writer a cycle, chosen by a
     :class:`BankArbiter` for all reads and one for all writes. An access that straddles two banks
     needs both; a write needs only the banks of the bytes that it strobes. Requesters in different
-    banks never meet, and one that is refused is served after at most one access of each other.
+    banks never meet, and one that is refused is served after at most one access of each other. A
+    write is accepted into a register of its port, and competes from there.
 
-    Timing: data come two cycles after acceptance (memory, then selection and rotation). Writes
-    happen in the cycle of acceptance. A read accepted in the same cycle as a write to the same byte
-    returns the old or the new one.
+    Timing::
+
+        read     0 accepted | 1 address chosen, memory | 2 bank chosen | 3 rotated | 4 = `data`
+        write    0 accepted, rotated | 1 arbitrated (and later) | 2 port chosen, memory
+
+    A read sees what was accepted ``WRITE_LATENCY`` cycles before it, or earlier; of bytes written
+    more recently it returns the old or the new value. There are at most ``WRITE_LATENCY - 1``
+    writers.
 
     Parameters
     ----------
@@ -91,6 +109,8 @@ class Scratchpad(wiring.Component):
         for name, value in (("readers", readers), ("writers", writers)):
             if value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, not {value}")
+        if writers >= WRITE_LATENCY:
+            raise ValueError(f"`writers` must be at most {WRITE_LATENCY - 1}, not {writers}")
         self._banks = banks
         self._line_bytes = line_bytes
         self._rows = size_bytes // (banks * SUB_BANKS * line_bytes)
@@ -125,134 +145,196 @@ class Scratchpad(wiring.Component):
             address,
             offset_bits=_log2(self._line_bytes),
             index_bits=_log2(self._rows),
+            banks=self._banks,
         )
 
     def _arbitrate(
-        self, m: Module, name: str, ports: list, places: list[_Access], uses: list[tuple]
-    ) -> dict[tuple[int, int, int], Signal]:
-        """Connect an arbiter; the result is high if a port is served by (bank, sub-bank)."""
-        arbiter = BankArbiter(requesters=len(ports), banks=self._banks)
+        self, m: Module, name: str, valid: list[Value], wanted: list[tuple[Value, Value]]
+    ) -> list[Signal]:
+        """Connect an arbiter: a port wants, by sub-bank, a mask of banks; the result is a grant."""
+        arbiter = BankArbiter(requesters=len(valid), banks=self._banks)
         m.submodules[f"{name}_arbiter"] = arbiter
-        served = {}
-        for i, port in enumerate(ports):
-            wanted = []
-            for bank in range(self._banks):
-                for side in range(SUB_BANKS):
-                    want = Signal(name=f"{name}_{i}_wants_{bank}_{side}")
-                    here = places[i].bank[side] == bank if self._banks > 1 else 1
-                    m.d.comb += want.eq(uses[i][side] & here)
-                    wanted.append(want)
-                    served[i, bank, side] = Signal(name=f"{name}_{i}_at_{bank}_{side}")
-            grant = getattr(arbiter, f"grant_{i}")
+        for i, (port_valid, wants) in enumerate(zip(valid, wanted)):
             m.d.comb += [
-                getattr(arbiter, f"valid_{i}").eq(port.valid),
-                getattr(arbiter, f"needs_{i}").eq(
-                    Cat(Cat(wanted[SUB_BANKS * b :][:SUB_BANKS]).any() for b in range(self._banks))
-                ),
-                port.ready.eq(grant),
+                getattr(arbiter, f"valid_{i}").eq(port_valid),
+                getattr(arbiter, f"needs_{i}").eq(wants[0] | wants[1]),
             ]
-            for bank in range(self._banks):
-                for side in range(SUB_BANKS):
-                    m.d.comb += served[i, bank, side].eq(wanted[SUB_BANKS * bank + side] & grant)
-        return served
+        return [getattr(arbiter, f"grant_{i}") for i in range(len(valid))]
 
     def _elaborate_reads(self, m: Module, cells: dict) -> None:
         ports = list(self.reads)
-        places, uses = [], []
+        places, wanted = [], []
         for i, port in enumerate(ports):
             place = self._access(m, f"read_{i}", port.address)
+            wants = tuple(Signal(self._banks, name=f"read_{i}_wants_{s}") for s in range(SUB_BANKS))
             both = place.offset.any()  # an aligned access needs one line only
+            m.d.comb += [
+                wants[0].eq(Mux(~place.parity | both, place.bank[0], 0)),
+                wants[1].eq(Mux(place.parity | both, place.bank[1], 0)),
+            ]
             places.append(place)
-            uses.append((~place.parity | both, place.parity | both))
-        served = self._arbitrate(m, "read", ports, places, uses)
+            wanted.append(wants)
+        grants = self._arbitrate(m, "read", [port.valid for port in ports], wanted)
 
-        for (bank, side), port in cells.items():
-            here = [served[i, bank, side] for i in range(len(ports))]
-            m.d.comb += port.en.eq(Cat(here).any())
-            m.d.comb += port.addr.eq(places[-1].index[side])
-            for i in range(len(ports) - 1):
-                with m.If(here[i]):
-                    m.d.comb += port.addr.eq(places[i].index[side])
-
+        accepted = []
+        for i, (port, grant) in enumerate(zip(ports, grants)):
+            m.d.comb += port.ready.eq(grant)
+            accepted.append(self._accepted_read(m, i, grant, places[i], wanted[i]))
+        for (bank, side), cell in cells.items():
+            here = [taken.at[side][bank] for taken in accepted]
+            rows = [taken.index[side] for taken in accepted]
+            m.d.comb += [cell.en.eq(Cat(here).any()), cell.addr.eq(selected(here, rows))]
         for i, port in enumerate(ports):
-            self._elaborate_selection(m, i, port, places[i], cells)
+            self._elaborate_selection(m, i, port, accepted[i], cells)
+
+    def _accepted_read(
+        self, m: Module, i: int, grant: Value, place: _Access, wants: tuple[Value, ...]
+    ) -> SimpleNamespace:
+        """Registers of a read in the cycle after its acceptance."""
+        taken = SimpleNamespace(
+            valid=Signal(name=f"read_{i}_taken"),
+            at=[Signal(self._banks, name=f"read_{i}_at_{s}") for s in range(SUB_BANKS)],
+            index=[
+                Signal.like(place.index[s], name=f"read_{i}_index_{s}", reset_less=True)
+                for s in range(SUB_BANKS)
+            ],
+            first_byte=Signal(
+                _log2(self._line_bytes) + 1, name=f"read_{i}_first_byte", reset_less=True
+            ),
+        )
+        m.d.sync += taken.valid.eq(grant)
+        with m.If(grant):
+            m.d.sync += taken.first_byte.eq(Cat(place.offset, place.parity))
+            for side in range(SUB_BANKS):
+                m.d.sync += [
+                    taken.index[side].eq(place.index[side]),
+                    taken.at[side].eq(wants[side]),
+                ]
+        with m.Elif(taken.valid):
+            m.d.sync += [at.eq(0) for at in taken.at]
+        return taken
 
     def _elaborate_selection(
-        self, m: Module, i: int, port: wiring.PureInterface, place: _Access, cells: dict
+        self, m: Module, i: int, port: wiring.PureInterface, taken: SimpleNamespace, cells: dict
     ) -> None:
-        """The second read cycle: choose each sub-bank's word, rotate, register."""
+        """Choose each sub-bank's word by bank, register, rotate, register."""
         line = self._line_bytes
-        pending = Signal(name=f"read_{i}_pending")
-        first_byte = Signal(_log2(line) + 1, reset_less=True, name=f"read_{i}_first_byte")
-        m.d.sync += [pending.eq(port.valid & port.ready), port.data_valid.eq(pending)]
-        with m.If(port.valid & port.ready):
-            m.d.sync += first_byte.eq(Cat(place.offset, place.parity))
+        fetched, chosen = Signal(name=f"read_{i}_fetched"), Signal(name=f"read_{i}_chosen")
+        first_byte = [
+            Signal.like(taken.first_byte, name=f"read_{i}_first_byte_{k}", reset_less=True)
+            for k in (2, 3)
+        ]
+        m.d.sync += [fetched.eq(taken.valid), chosen.eq(fetched), port.data_valid.eq(chosen)]
+        with m.If(taken.valid):
+            m.d.sync += first_byte[0].eq(taken.first_byte)
+        with m.If(fetched):
+            m.d.sync += first_byte[1].eq(first_byte[0])
 
         words = []
         for side in range(SUB_BANKS):
-            if self._banks == 1:
-                words.append(cells[0, side].data)
-                continue
-            bank = Signal(_log2(self._banks), reset_less=True, name=f"read_{i}_bank_{side}")
-            word = Signal(8 * line, name=f"read_{i}_word_{side}")
-            with m.If(port.valid & port.ready):
-                m.d.sync += bank.eq(place.bank[side])
-            with m.If(pending), m.Switch(bank):  # idle readers cost the simulation nothing
-                for number in range(self._banks):
-                    with m.Case(number):
-                        m.d.comb += word.eq(cells[number, side].data)
+            at = Signal(self._banks, name=f"read_{i}_fetched_at_{side}", reset_less=True)
+            word = Signal(8 * line, name=f"read_{i}_word_{side}", reset_less=True)
+            with m.If(taken.valid):
+                m.d.sync += at.eq(taken.at[side])
+            with m.If(fetched):
+                data = [cells[bank, side].data for bank in range(self._banks)]
+                m.d.sync += word.eq(selected(at, data) if self._banks > 1 else data[0])
             words.append(word)
 
         data = Signal(8 * line, reset_less=True, name=f"read_{i}_data")
         both = Cat(words[0], words[1], words[0])
-        with m.If(pending), m.Switch(first_byte):
+        with m.If(chosen), m.Switch(first_byte[1]):
             for position in range(2 * line):
                 with m.Case(position):
                     m.d.sync += data.eq(both[8 * position : 8 * (position + line)])
         m.d.comb += port.data.eq(data)
 
     def _elaborate_writes(self, m: Module, cells: dict) -> None:
-        line = self._line_bytes
-        ports = list(self.writes)
-        places, uses, enables, rotated = [], [], [], []
-        for i, port in enumerate(ports):
-            place = self._access(m, f"write_{i}", port.address)
-            spread = Signal(2 * line, name=f"write_{i}_spread")
-            data = Signal(8 * line, name=f"write_{i}_rotated")
-            with m.If(port.valid), m.Switch(place.offset):
-                for k in range(line):
-                    with m.Case(k):
-                        split = 8 * (line - k)
-                        m.d.comb += [
-                            data.eq(Cat(port.data[split:], port.data[:split])),
-                            spread.eq(port.strobe << k),
-                        ]
-            lines = (spread[:line], spread[line:])
-            mask = [Signal(line, name=f"write_{i}_mask_{side}") for side in range(SUB_BANKS)]
-            with m.If(place.parity):
-                m.d.comb += [mask[0].eq(lines[1]), mask[1].eq(lines[0])]
-            with m.Else():
-                m.d.comb += [mask[0].eq(lines[0]), mask[1].eq(lines[1])]
-            places.append(place)
-            uses.append((mask[0].any(), mask[1].any()))
-            enables.append(mask)
-            rotated.append(data)
-        served = self._arbitrate(m, "write", ports, places, uses)
+        held = [self._held_write(m, i, port) for i, port in enumerate(self.writes)]
+        grants = self._arbitrate(m, "write", [w.valid for w in held], [w.wants for w in held])
+        granted = []
+        for i, (port, write, grant) in enumerate(zip(self.writes, held, grants)):
+            m.d.comb += [write.granted.eq(grant), port.ready.eq(~write.valid | grant)]
+            granted.append(self._granted_write(m, i, write))
 
         for bank in range(self._banks):
             # A bank serves one writer, so that both sub-banks take the same writer's data.
-            data = Signal(8 * line, name=f"write_data_{bank}")
-            m.d.comb += data.eq(rotated[-1])
+            here = [write.at[0][bank] | write.at[1][bank] for write in granted]
+            data = Signal(8 * self._line_bytes, name=f"write_data_{bank}")
+            m.d.comb += data.eq(selected(here, [write.data for write in granted]))
             for side in range(SUB_BANKS):
-                port = cells[bank, side]
-                m.d.comb += [port.addr.eq(places[-1].index[side]), port.data.eq(data)]
-            for i in range(len(ports)):
-                here = [served[i, bank, side] for side in range(SUB_BANKS)]
-                if i != len(ports) - 1:
-                    with m.If(Cat(here).any()):
-                        m.d.comb += data.eq(rotated[i])
-                        for side in range(SUB_BANKS):
-                            m.d.comb += cells[bank, side].addr.eq(places[i].index[side])
+                cell = cells[bank, side]
+                at = [write.at[side][bank] & ~self.inhibit for write in granted]
+                m.d.comb += [
+                    cell.addr.eq(selected(here, [write.index[side] for write in granted])),
+                    cell.data.eq(data),
+                    cell.en.eq(selected(at, [write.mask[side] for write in granted])),
+                ]
+
+    def _write_registers(self, i: int, stage: str) -> SimpleNamespace:
+        line, sides = self._line_bytes, range(SUB_BANKS)
+        rows = _log2(self._rows)
+
+        def name(what: str) -> str:
+            return f"write_{i}_{stage}_{what}"
+
+        return SimpleNamespace(
+            data=Signal(8 * line, name=name("data"), reset_less=True),
+            mask=[Signal(line, name=name(f"mask_{s}"), reset_less=True) for s in sides],
+            index=[Signal(rows, name=name(f"index_{s}"), reset_less=True) for s in sides],
+        )
+
+    def _held_write(self, m: Module, i: int, port: wiring.PureInterface) -> SimpleNamespace:
+        """The register into which a write is accepted, rotated into its lines."""
+        line = self._line_bytes
+        place = self._access(m, f"write_{i}", port.address)
+        held = self._write_registers(i, "held")
+        held.valid = Signal(name=f"write_{i}_held")
+        held.granted = Signal(name=f"write_{i}_granted")
+        held.wants = [
+            Signal(self._banks, name=f"write_{i}_wants_{s}", reset_less=True)
+            for s in range(SUB_BANKS)
+        ]
+        data = Signal(8 * line, name=f"write_{i}_rotated")
+        spread = Signal(2 * line, name=f"write_{i}_spread")
+        with m.Switch(place.offset):
+            for k in range(line):
+                with m.Case(k):
+                    split = 8 * (line - k)
+                    m.d.comb += [
+                        data.eq(Cat(port.data[split:], port.data[:split])),
+                        spread.eq(port.strobe << k),
+                    ]
+        lines = (spread[:line], spread[line:])
+        masks = [Mux(place.parity, lines[1 - side], lines[side]) for side in range(SUB_BANKS)]
+        used = [lines[0].any(), lines[1].any()]
+        with m.If(port.ready):
+            m.d.sync += held.valid.eq(port.valid)
+            with m.If(port.valid):
+                m.d.sync += held.data.eq(data)
                 for side in range(SUB_BANKS):
-                    with m.If(here[side] & ~self.inhibit):
-                        m.d.comb += cells[bank, side].en.eq(enables[i][side])
+                    uses = Mux(place.parity, used[1 - side], used[side])
+                    m.d.sync += [
+                        held.index[side].eq(place.index[side]),
+                        held.mask[side].eq(masks[side]),
+                        held.wants[side].eq(Mux(uses, place.bank[side], 0)),
+                    ]
+        return held
+
+    def _granted_write(self, m: Module, i: int, held: SimpleNamespace) -> SimpleNamespace:
+        """Registers of a write in the cycle in which it reaches the memory."""
+        taken = self._write_registers(i, "taken")
+        taken.at = [Signal(self._banks, name=f"write_{i}_at_{s}") for s in range(SUB_BANKS)]
+        writes = Signal(name=f"write_{i}_taken")
+        m.d.sync += writes.eq(held.granted)
+        with m.If(held.granted):
+            m.d.sync += taken.data.eq(held.data)
+            for side in range(SUB_BANKS):
+                m.d.sync += [
+                    taken.mask[side].eq(held.mask[side]),
+                    taken.index[side].eq(held.index[side]),
+                    taken.at[side].eq(held.wants[side]),
+                ]
+        with m.Elif(writes):
+            m.d.sync += [at.eq(0) for at in taken.at]
+        return taken
