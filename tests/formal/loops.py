@@ -85,6 +85,13 @@ def _flags(m: Module, nest: LoopNest, inside, counts: list[Signal], odometer: _O
         counted &= inside["first_ahead"][i] == (ahead == 0)
         counted &= inside["last_ahead"][i] == (ahead + 1 == count)
         counted &= inside["single"][i] == (count == 1)
+        counted &= inside["double"][i] == (count == 2)
+        counted &= inside["nearly_ahead"][i] == (ahead + 2 == count)
+        beyond = Cat(odometer.ahead_at_last[i + 1 :]).all()
+        counted &= inside["inner_last"][i + 1] == beyond
+        counted &= inside["steps"][i] == (beyond & ~odometer.ahead_at_last[i])
+        if i == 0:
+            counted &= inside["inner_last"][0] == Cat(odometer.ahead_at_last).all()
         always(m, ~begun | counted)
         fits = (index < count) & (nest.first[i] == (index == 0))
         fits &= nest.last[i] == (index + 1 == count)

@@ -18,8 +18,9 @@ TINY = PRESETS["tiny"]
 def conservation(m: Module, *, unit: type[Semaphores] = Semaphores) -> None:
     """For each semaphore: signals come - grants given - signals lost = count; and all of:
 
-    a grant takes only what is there, no two grants take one count, a request that can be served
-    and that no lower queue contests is served, overflow is high exactly when a signal is lost.
+    a grant takes only what is there, no two grants take one count, a request that can be served,
+    that no lower queue contests and whose semaphores were not granted in the cycle before is
+    served, overflow is high exactly when a signal is lost.
     """
     dut = unit(TINY)
     inside = add(m, dut)
@@ -30,6 +31,7 @@ def conservation(m: Module, *, unit: type[Semaphores] = Semaphores) -> None:
         always(m, ~dut.grant[q] | dut.request[q])
 
     held = []
+    resting = []  # granted in the cycle before: not in this one
     losses = []
     for number in range(TINY.semaphores):
         # The balance of what came, went and was lost, wider than any count.
@@ -41,24 +43,29 @@ def conservation(m: Module, *, unit: type[Semaphores] = Semaphores) -> None:
         m.d.comb += [
             arriving.eq(sum(dut.signal[q][number] for q in queues)),
             leaving.eq(sum(dut.grant[q] & dut.mask[q][number] for q in queues)),
-            surplus.eq(value + arriving - leaving),
+            surplus.eq(value + arriving),
             loss.eq(surplus > largest),
         ]
-        m.d.sync += value.eq(surplus)
-        with m.If(loss):
-            m.d.sync += value.eq(largest)
+        m.d.sync += value.eq(Mux(loss, largest, surplus) - leaving)
         with m.If(dut.clear):
             m.d.sync += value.eq(0)
-        always(m, inside[f"count_{number}"] == value)
+        just = Signal(name=f"just_granted_{number}")
+        m.d.sync += just.eq((leaving != 0) & ~dut.clear)
+        always(m, inside["taken"][number] == just)
+        always(m, inside[f"count_{number}"] == value + just)
+        always(m, inside["positive"][number] == (value + just != 0))
+        resting.append(just)
         always(m, leaving <= Mux(value != 0, 1, 0))
         held.append(value)
         losses.append(loss)
     always(m, dut.overflow == reduce(or_, losses))
 
     for q in queues:
-        missing = reduce(or_, (dut.mask[q][i] & (held[i] == 0) for i in range(len(held))))
+        missing = reduce(
+            or_, (dut.mask[q][i] & ((held[i] == 0) | resting[i]) for i in range(len(held)))
+        )
         contested = reduce(
-            or_, (dut.grant[k] & (dut.mask[k] & dut.mask[q]).any() for k in range(q)), 0
+            or_, (dut.request[k] & (dut.mask[k] & dut.mask[q]).any() for k in range(q)), 0
         )
         always(m, dut.grant[q] == (dut.request[q] & ~missing & ~contested))
         lossy = reduce(or_, (dut.signal[q][i] & losses[i] for i in range(len(losses))))

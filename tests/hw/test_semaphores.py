@@ -29,28 +29,26 @@ class Model:
     def __init__(self, existing: int, largest: int) -> None:
         self.existing, self.largest = existing, largest
         self.counts = dict.fromkeys(range(existing), 0)
+        self.taken: set[int] = set()  # granted in the cycle before
 
     def grants(self, requests: list[set[int] | None]) -> list[bool]:
         granted, spoken_for = [], set()
         for wanted in requests:
-            possible = (
+            granted.append(
                 wanted is not None
                 and all(self.counts.get(number, 0) > 0 for number in wanted)
-                and not wanted & spoken_for
+                and not wanted & (spoken_for | self.taken)
             )
-            granted.append(possible)
-            if possible:
-                spoken_for |= wanted
+            spoken_for |= wanted or set()
         return granted
 
-    def overflow(self, granted: list[set[int]], signals: list[set[int]]) -> int | None:
-        """The queue to blame; counts are updated by :meth:`step`."""
+    def overflow(self, signals: list[set[int]]) -> int | None:
+        """The queue to blame; what is granted in this cycle leaves no room yet."""
         for queue, mask in enumerate(signals):
             for number in mask:
                 if number >= self.existing:
                     return queue
                 total = self.counts[number] + sum(number in s for s in signals)
-                total -= any(number in g for g in granted)
                 if total > self.largest:
                     return queue
         return None
@@ -58,8 +56,8 @@ class Model:
     def step(self, granted: list[set[int]], signals: list[set[int]]) -> None:
         for number in self.counts:
             total = self.counts[number] + sum(number in s for s in signals)
-            total -= any(number in g for g in granted)
-            self.counts[number] = min(total, self.largest)
+            self.counts[number] = min(total, self.largest) - any(number in g for g in granted)
+        self.taken = set().union(*granted)
 
 
 def bits_of(numbers: set[int]) -> int:
@@ -93,7 +91,7 @@ def test_random_traffic_equals_model(name: str, case: int, seed: int) -> None:
             expected = model.grants(requests)
             assert [bool(ctx.get(grant)) for grant in dut.grant] == expected
             granted = [wanted for wanted, yes in zip(requests, expected) if yes]
-            blamed = model.overflow(granted, signals)
+            blamed = model.overflow(signals)
             assert ctx.get(dut.overflow) == (blamed is not None)
             if blamed is not None:
                 assert ctx.get(dut.overflow_queue) == blamed
@@ -108,6 +106,7 @@ def test_random_traffic_equals_model(name: str, case: int, seed: int) -> None:
             model.step(granted, signals)
             if clear:
                 model.counts = dict.fromkeys(model.counts, 0)
+                model.taken = set()
             await ctx.tick()
 
     simulate(dut, process)
@@ -139,14 +138,19 @@ def test_increment_and_decrement_in_one_cycle_leave_the_count() -> None:
 
     async def process(ctx):
         ctx.set(dut.signal[0], 1)
-        await ctx.tick().repeat(3)  # the largest count
+        await ctx.tick().repeat(2)  # one less than the largest count
         ctx.set(dut.request[1], 1)
         ctx.set(dut.mask[1], 1)
         for _ in range(5):
             assert ctx.get(dut.grant[1])
             assert not ctx.get(dut.overflow)
             await ctx.tick()
+            ctx.set(dut.signal[0], 0)
+            assert not ctx.get(dut.grant[1])  # in the cycle in which it is taken
+            await ctx.tick()
+            ctx.set(dut.signal[0], 1)
         ctx.set(dut.request[1], 0)
+        await ctx.tick()
         assert ctx.get(dut.overflow)
 
     simulate(dut, process)

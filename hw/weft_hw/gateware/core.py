@@ -119,6 +119,8 @@ class Core(wiring.Component):
         m.d.comb += [
             vector.random_seed.eq(self.random_seed),
             vector.random_step.eq(self.random_step),
+        ]
+        m.d.sync += [
             counters.read_beats.eq(load.beat),
             counters.fetch_beats.eq(fetch.beat),
             counters.write_beats.eq(store.beat),
@@ -211,36 +213,34 @@ class Core(wiring.Component):
         faults: FaultControl,
         ports: list[wiring.PureInterface],
     ) -> None:
-        reports = [port.fault for port in ports] + [dispatch.fault]
-        for report, target in zip(reports, faults.reports):
-            connect(m, report, target)
-        connect(m, dispatch.overflow, faults.overflow)
+        # Everything comes a cycle late, so that no path through an engine ends in the choice of the
+        # first fault.
+        reports = [*(port.fault for port in ports), dispatch.fault, dispatch.overflow]
+        for report, target in zip(reports, [*faults.reports, faults.overflow]):
+            m.d.sync += target.valid.eq(report.valid)
+            for name in ("cause", "instruction", "address"):
+                m.d.sync += getattr(target, name).eq(getattr(report, name))
         axi = self.axi
         transfers = [
             getattr(axi, f"{channel}valid") & getattr(axi, f"{channel}ready")
             for channel in ("ar", "r", "aw", "w", "b")
         ]
         advanced = [port.busy & ~port.stall for port in ports]
-        m.d.comb += [
+        bus_busy = [port.bus_busy for port in ports] + [fetch.bus_busy]
+        m.d.sync += [
             faults.overflow_queue.eq(dispatch.overflow_queue),
-            faults.running.eq(self.running),
-            faults.abort.eq(self.abort),
-            faults.limit.eq(self.watchdog_limit),
             faults.progress.eq(
                 dispatch.started.any() | dispatch.retired.any() | reduce(or_, advanced)
             ),
             faults.bus_progress.eq(reduce(or_, transfers)),
-            faults.bus_busy.eq(
-                Cat(
-                    ports[Queue.LOAD].bus_busy,
-                    ports[Queue.MATRIX].bus_busy,
-                    ports[Queue.VECTOR].bus_busy,
-                    ports[Queue.STORE].bus_busy,
-                    fetch.bus_busy,
-                )
-            ),
+            faults.bus_busy.eq(Cat(bus_busy)),
             faults.busy.eq(Cat(port.busy for port in ports)),
             faults.waiting.eq(dispatch.waiting),
+        ]
+        m.d.comb += [
+            faults.running.eq(self.running),
+            faults.abort.eq(self.abort),
+            faults.limit.eq(self.watchdog_limit),
         ]
         for offsets in ("head_offset", "oldest_offset"):
             for target, source in zip(getattr(faults, offsets), getattr(dispatch, offsets)):
@@ -258,11 +258,13 @@ class Core(wiring.Component):
         m.d.comb += [
             counters.clear.eq(self.start),
             counters.running.eq(self.running),
+            self.cycles.eq(counters.cycles),
+        ]
+        m.d.sync += [  # the events' cycles are over before the program's
             counters.retired.eq(dispatch.retired),
             counters.busy.eq(Cat(port.busy for port in ports)),
             counters.wait.eq(dispatch.waiting),
             counters.stall.eq(Cat(port.busy & port.stall for port in ports)),
-            self.cycles.eq(counters.cycles),
         ]
         for ours, theirs in zip(self.counts, counters.counts):
             m.d.comb += ours.eq(theirs)

@@ -1,6 +1,6 @@
 """Dispatch: routes the program's instructions to four queues and lets semaphores start them."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Array, Cat, Module, Signal
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,6 +15,9 @@ from weft_hw.registers import FaultCause
 __all__ = ["Dispatch"]
 
 WORD_SHIFT = (WORD_BYTES - 1).bit_length()
+
+REST_CYCLES = 2
+"""Cycles from the last retirement to ``done`` in which a fault may still be on its way."""
 
 
 class State(enum.Enum, shape=3):
@@ -127,11 +130,11 @@ class Dispatch(wiring.Component):
             semaphores.request[queue].eq(component.request),
             semaphores.mask[queue].eq(component.mask),
             component.grant.eq(semaphores.grant[queue]),
-            semaphores.signal[queue].eq(component.signal),
             self.retired[queue].eq(engine.retire & ~self.stop),
             self.head_offset[queue].eq(component.head_offset),
             self.oldest_offset[queue].eq(component.oldest_offset),
         ]
+        m.d.sync += semaphores.signal[queue].eq(component.signal)
 
     def _report_overflow(self, m: Module, semaphores: Semaphores) -> None:
         m.d.comb += [
@@ -139,10 +142,12 @@ class Dispatch(wiring.Component):
             self.overflow.cause.eq(FaultCause.SEMAPHORE_OVERFLOW),
             self.overflow_queue.eq(semaphores.overflow_queue),
         ]
-        with m.Switch(semaphores.overflow_queue):
-            for queue in Queue:
-                with m.Case(queue):
-                    m.d.comb += self.overflow.instruction.eq(self.oldest_offset[queue])
+        # Signals reach the semaphores in the cycle after the retirement.
+        retired = [Signal(32, name=f"retired_{queue.name.lower()}") for queue in Queue]
+        for queue, offset in zip(Queue, retired):
+            with m.If(getattr(self, queue.name.lower()).retire):
+                m.d.sync += offset.eq(self.oldest_offset[queue])
+        m.d.comb += self.overflow.instruction.eq(Array(retired)[semaphores.overflow_queue])
 
     def _route(self, m: Module, queues: list[InstructionQueue], quiet: Signal) -> None:
         config = self._config
@@ -154,6 +159,11 @@ class Dispatch(wiring.Component):
         latched_target = Signal(len(queues))  # one-hot
         usable = Signal()  # the word may be looked at
         known = Signal()
+        # By then a fault that the last retirement caused has stopped the machine.
+        rest = Signal(REST_CYCLES)
+        rested = Signal()
+        m.d.sync += rest.eq(Cat(quiet, rest))
+        m.d.comb += rested.eq(quiet & rest.all())
         m.d.comb += usable.eq(self.words.valid & ~self.words.payload.error & ~self.stop)
 
         for queue in Queue:
@@ -222,7 +232,7 @@ class Dispatch(wiring.Component):
                 with m.If(taken & (remaining == 1)):
                     m.d.sync += state.eq(State.FIRST)
             with m.Case(State.ENDING):
-                with m.If(quiet & ~self.stop):
+                with m.If(rested & ~self.stop):
                     m.d.comb += self.done.eq(1)
                     m.d.sync += state.eq(State.IDLE)
         with m.If(

@@ -39,7 +39,8 @@ class InstructionQueue(wiring.Component):
     shorter than the queue's largest is extended with zeros.
 
     Timing: a word written to an empty queue reaches the head two cycles later. The complete head
-    asks for its semaphores at once and is presented to the engine in the cycle of the grant.
+    asks for its semaphores at once and is presented to the engine in the cycle after the grant. The
+    first word of the next instruction reaches the head two cycles after the engine took this one.
 
     Parameters
     ----------
@@ -126,7 +127,7 @@ class InstructionQueue(wiring.Component):
             m.d.comb += final.eq(self._final_of(m, parts[0][:8], words))
 
         m.d.comb += [
-            pop.eq(stored.r_rdy & (~complete | self.started)),
+            pop.eq(stored.r_rdy & ~complete),
             stored.r_en.eq(pop),
         ]
         with m.If(self.started):
@@ -156,13 +157,13 @@ class InstructionQueue(wiring.Component):
             self.mask.eq(fields[8 : 8 + SEMAPHORE_BITS]),
             self.request.eq(complete & ~granted & unretired.w_rdy & ~self.stop),
             self.waiting.eq(self.request & ~self.grant),
-            self.instruction.valid.eq(granted | (self.request & self.grant)),
+            self.instruction.valid.eq(granted),
             self.instruction.payload.fields.eq(fields),
             self.instruction.payload.offset.eq(self.head_offset),
             self.head_offset.eq(number << (WORD_BYTES - 1).bit_length()),
             self.started.eq(self.instruction.valid & self.instruction.ready),
         ]
-        m.d.sync += granted.eq(self.instruction.valid & ~self.started)
+        m.d.sync += granted.eq((self.request & self.grant) | (granted & ~self.started))
 
         # In the engine.
         m.d.comb += [

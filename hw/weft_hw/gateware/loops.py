@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -86,26 +86,40 @@ class LoopNest(wiring.Component):
 
         # The trip after the one that is shown: trips left of each loop, this one included.
         remaining = [Signal(COUNT_BITS, name=f"remaining_{i}") for i in loops]
-        single = Signal(self._loops)  # a count of one
         first = Signal(self._loops, name="first_ahead")
         last = Signal(self._loops, name="last_ahead")
-        inner_last = [Signal(name=f"inner_last_{i}") for i in range(self._loops + 1)]
-        m.d.comb += inner_last[-1].eq(1)
-        m.d.comb += [inner_last[i].eq(last[i:].all()) for i in loops]
+        nearly = Signal(self._loops, name="nearly_ahead")  # two trips are left
+        single = Signal(self._loops)  # counts of one
+        double = Signal(self._loops)
+        # Bit i: loop i and all inside it are on their last trip. Bit i: loop i steps next.
+        inner_last = Signal(self._loops + 1)
+        steps = Signal(self._loops)
         for i in loops:
             with m.If(self.load):
-                alone = self.counts[i] == 1
                 m.d.sync += [remaining[i].eq(self.counts[i]), first[i].eq(1)]
-                m.d.sync += [last[i].eq(alone), single[i].eq(alone)]
+                m.d.sync += [single[i].eq(self.counts[i] == 1), double[i].eq(self.counts[i] == 2)]
+                m.d.sync += nearly[i].eq(self.counts[i] == 2)
             with m.Elif(moves & inner_last[i]):
-                m.d.sync += [remaining[i].eq(self.counts[i]), first[i].eq(1), last[i].eq(single[i])]
+                m.d.sync += remaining[i].eq(self.counts[i])
+                m.d.sync += [nearly[i].eq(double[i]), first[i].eq(1)]
             with m.Elif(moves & inner_last[i + 1]):
                 m.d.sync += [remaining[i].eq(remaining[i] - 1), first[i].eq(0)]
-                m.d.sync += last[i].eq(remaining[i] == 2)
+                m.d.sync += nearly[i].eq(remaining[i] == 3)
+        last_follows = Signal(self._loops)
+        last_loads = Signal(self._loops)
+        for i in loops:
+            m.d.comb += [
+                last_loads[i].eq(self.counts[i] == 1),
+                last_follows[i].eq(
+                    Mux(inner_last[i], single[i], Mux(inner_last[i + 1], nearly[i], last[i]))
+                ),
+            ]
+        with m.If(self.load):
+            self._look_ahead(m, last_loads, last, inner_last, steps)
+        with m.Elif(moves):
+            self._look_ahead(m, last_follows, last, inner_last, steps)
 
-        # The step that leads to it: the loop that advances (one-hot), and those that change.
-        steps = Signal(self._loops)
-        m.d.comb += steps.eq(Cat(inner_last[i + 1] & ~last[i] for i in loops))
+        # The step that leads to it: where it starts, and what it changes.
         changes = Signal(self._loops)
         from_value = Signal()  # the origin is what the step before it has changed
         with m.If(moves):
@@ -113,12 +127,24 @@ class LoopNest(wiring.Component):
                 self.first.eq(first),
                 self.last.eq(last),
                 self.finished.eq(inner_last[0]),
-                changes.eq(Cat(inner_last[1:])),
+                changes.eq(inner_last[1:]),
                 from_value.eq(steps[-1] | (steps & changes).any()),
             ]
         for name, width in self._streams.items():
             self._elaborate_stream(m, name, width, moves, steps, changes, from_value)
         return m
+
+    def _look_ahead(
+        self, m: Module, following: Signal, last: Signal, inner_last: Signal, steps: Signal
+    ) -> None:
+        """Registers of a trip from its last flags: which loop steps at its end."""
+        m.d.sync += [last.eq(following), inner_last[-1].eq(1)]
+        for i in range(self._loops):
+            inner = following[i + 1 :].all()
+            m.d.sync += [
+                inner_last[i].eq(following[i] & inner),
+                steps[i].eq(~following[i] & inner),
+            ]
 
     def _elaborate_stream(
         self,

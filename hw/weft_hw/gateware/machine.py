@@ -78,14 +78,20 @@ class Machine(wiring.Component):
         soft_reset = Signal()
         reset_pending = Signal()
         busy = Signal()
-        m.d.comb += [
+        unready = Signal()
+        # Registers: the address decoder and the core's reset are far apart.
+        m.d.sync += [
             start.eq((registers.control & Control.START.value).any()),
             soft_reset.eq((registers.control & Control.SOFT_RESET.value).any()),
-            busy.eq(core.running | reset_pending),
             reset_core.eq(
-                (soft_reset & (~core.running | reset_pending)) | (reset_pending & core.halted)
+                ((soft_reset & (~core.running | reset_pending)) | (reset_pending & core.halted))
+                & ~reset_core
             ),
-            core.start.eq(start & ~soft_reset & ~busy & ~core.halted & ~core.faulted),
+        ]
+        m.d.comb += [
+            unready.eq(core.running | reset_pending | reset_core),
+            busy.eq(start | soft_reset | unready),
+            core.start.eq(start & ~soft_reset & ~unready & ~core.halted & ~core.faulted),
             core.abort.eq(reset_pending),
             core.program_address.eq(Cat(registers.program_address, registers.program_address_high)),
             core.watchdog_limit.eq(registers.watchdog_limit),

@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -19,10 +19,13 @@ class Semaphores(wiring.Component):
         count' = count - (a granted queue waits for it) + (queues that signal it)
 
     A request is granted, in the same cycle, if every semaphore in its mask is above zero; they are
-    all decremented then. Where two queues ask for one semaphore in the same cycle, the lower queue
-    is served. An empty mask is always granted. Any number of counters may change in a cycle.
+    all decremented in the next one, in which nobody is granted them. Where two queues ask for one
+    semaphore in the same cycle, the lower one is
+    served, or waits and the other one with it. An empty mask is always granted.
+    Any number of counters may change in a cycle.
 
-    A count that would exceed its largest value stays there and ``overflow`` is high in that cycle.
+    A count that would exceed its largest value, before what is granted in the same cycle is taken
+    from it, stays there and ``overflow`` is high in that cycle.
     Semaphores that a mask can name but the configuration does not have count to zero: a wait for
     one is never granted, and a signal to one overflows.
 
@@ -65,13 +68,16 @@ class Semaphores(wiring.Component):
             Signal(self._config.semaphore_bits, name=f"count_{number}")
             for number in range(existing)
         ]
-        available = Signal(SEMAPHORE_BITS)  # those that do not exist stay 0
-        m.d.comb += available.eq(Cat(count.any() for count in counts))
+        # Above zero whatever is taken in this cycle. Those that do not exist stay 0.
+        positive = Signal(SEMAPHORE_BITS)
+        taken = Signal(SEMAPHORE_BITS)  # granted in the cycle before
+        available = Signal(SEMAPHORE_BITS)
+        m.d.comb += available.eq(positive & ~taken)
 
         grants = [Signal(name=f"granted_{queue}") for queue in queues]
         for queue in queues:
             contested = [
-                grants[lower] & (self.mask[lower] & self.mask[queue]).any()
+                self.request[lower] & (self.mask[lower] & self.mask[queue]).any()
                 for lower in queues
                 if lower < queue
             ]
@@ -88,14 +94,19 @@ class Semaphores(wiring.Component):
         for number, count in enumerate(counts):
             total = Signal(len(count) + 2, name=f"total_{number}")  # at most four signal at once
             consumed = reduce(or_, (grants[q] & self.mask[q][number] for q in queues))
+            signalled = reduce(or_, (self.signal[q][number] for q in queues))
+            m.d.sync += [
+                taken[number].eq(consumed),
+                positive[number].eq(count[1:].any() | (count[0] & ~taken[number]) | signalled),
+            ]
             m.d.comb += [
                 # Granted only if the count is above zero, so that the difference is never negative.
-                total.eq(count - consumed + sum(self.signal[q][number] for q in queues)),
+                total.eq(count + (sum(self.signal[q][number] for q in queues) - taken[number])),
                 overflows[number].eq(total > largest),
             ]
             m.d.sync += count.eq(Mux(overflows[number], largest, total))
             with m.If(self.clear):
-                m.d.sync += count.eq(0)
+                m.d.sync += [count.eq(0), taken[number].eq(0), positive[number].eq(0)]
         for number in range(existing, SEMAPHORE_BITS):
             m.d.comb += overflows[number].eq(reduce(or_, (self.signal[q][number] for q in queues)))
 
