@@ -1,10 +1,12 @@
-"""The one function that compiles whatever a user has: a graph or a PyTorch model."""
+"""The one function that compiles whatever a user has: a file, a graph or a PyTorch model."""
 
+import os
 from typing import Any
 
 from weft.compiler import compile_graph
 from weft.errors import UnsupportedModel
 from weft.ir import Graph
+from weft.models import load_model
 from weft.program import Program
 from weft_hw.config import AcceleratorConfig, load_config
 
@@ -16,8 +18,9 @@ def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
 
     Parameters
     ----------
-    model : Graph, torch.fx.GraphModule or torch.export.ExportedProgram
-        PyTorch models come from ``convert_pt2e`` (see :mod:`weft.quantize`).
+    model : path, Graph, torch.fx.GraphModule or torch.export.ExportedProgram
+        A path is that of a .tflite or .pt2 file. PyTorch models come from ``convert_pt2e`` (see
+        :mod:`weft.quantize`).
     config : AcceleratorConfig or str
         A configuration, the name of a preset or the path of a JSON file.
 
@@ -31,8 +34,12 @@ def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
         If the model holds what weft cannot compile; the message names the layer.
     ConfigError
         If there is no such configuration.
+    InputError
+        If there is no such file.
     """
     machine = config if isinstance(config, AcceleratorConfig) else load_config(config)
+    if isinstance(model, str | os.PathLike):
+        return load_model(model, machine)
     if isinstance(model, Graph):
         return compile_graph(model, machine)
     if type(model).__module__.partition(".")[0] == "torch" or hasattr(model, "graph"):
@@ -40,6 +47,6 @@ def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
 
         return compile_graph(graph_from_torch(model), machine)
     raise UnsupportedModel(
-        f"cannot compile a {type(model).__name__}: give a weft.Graph, or a torch GraphModule or "
-        "ExportedProgram that convert_pt2e made"
+        f"cannot compile a {type(model).__name__}: give a path, a weft.Graph, or a torch "
+        "GraphModule or ExportedProgram that convert_pt2e made"
     )

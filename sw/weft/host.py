@@ -34,15 +34,25 @@ def prepare(port: Port, values: object) -> tuple[Int8Array, bool]:
         return batch, single
     if np.isnan(batch).any():
         raise InputError(f"input {port.name} holds NaN")
-    return quantize(batch, port.scale, port.zero_point), single
+    return quantize(batch, port.scale, port.zero_point, port.float_rule), single
 
 
-def quantize(values: NDArray[np.float32], scale: float, zero_point: int) -> Int8Array:
-    """Codes of float32 values, as PyTorch's ``quantize_per_tensor`` has them.
+def quantize(
+    values: NDArray[np.float32], scale: float, zero_point: int, rule: str = "reciprocal"
+) -> Int8Array:
+    """Codes of float32 values, all in float32.
 
-    ``clamp(round_half_even(x * float32(1 / scale)) + zero point)``, all in float32.
+    * rule ``"reciprocal"``: as PyTorch's ``quantize_per_tensor`` has them,
+      ``clamp(round_half_even(x * float32(1 / scale)) + zero point)``.
+    * rule ``"divide"``: as TFLite's QUANTIZE has them,
+      ``clamp(round_half_away(x / float32(scale)) + zero point)``.
     """
-    scaled = np.rint(values * np.float32(1.0 / scale))
+    if rule == "divide":
+        steps = values / np.float32(scale)
+        whole = np.trunc(steps)
+        scaled = whole + np.sign(steps) * (np.abs(steps - whole) >= np.float32(0.5))
+    else:
+        scaled = np.rint(values * np.float32(1.0 / scale))
     codes: Int8Array = np.clip(scaled + np.float32(zero_point), -128, 127).astype(np.int8)
     return codes
 

@@ -26,9 +26,18 @@ What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
     Add              q_out = clamp(z_out + round((s_1 (q_1 - z_1) + s_2 (q_2 - z_2)) / s_out))
     MaxPool2d        q_out = max over the window's existing elements (same scale and zero point)
     AveragePool2d    q_out = clamp(z_out + round(sum (q - z) * s / (s_out * n)))
+                     (or as its ``division`` has it)
     Rescale          q_out = clamp(z_out + round((q - z) * s / s_out))
+    Multiply         q_out = clamp(z_out + round((q_1 - z_1) (q_2 - z_2) * s_1 * s_2 / s_out))
+    Subtract         like Add, with s_1 (q_1 - z_1) - s_2 (q_2 - z_2)
+    Pad, Concatenate, Flatten, Reshape move codes and change none
 
-``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`).
+``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`). What
+TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP,
+``AveragePool2d.division`` ``"codes"`` and ``"mean"``, and ``product_scales`` of a Linear.
+
+A :class:`HostOperation` is computed by the host after the accelerator's run. Nothing but other
+host operations and the graph's outputs may read its result.
 """
 
 import math
@@ -45,21 +54,31 @@ __all__ = [
     "INT8_RANGE",
     "Add",
     "AveragePool2d",
+    "Concatenate",
     "Conv2d",
+    "Dequantize",
     "Flatten",
     "Graph",
     "GraphError",
+    "HostOperation",
     "Linear",
     "MaxPool2d",
+    "Multiply",
     "Operation",
+    "Pad",
     "Rescale",
+    "Reshape",
+    "Softmax",
+    "Subtract",
     "Tensor",
     "pool_output_size",
 ]
 
 INT8_RANGE = (-128, 127)
 
+FloatRule = Literal["reciprocal", "divide"]
 Layout = Literal["CHW", "HWC"]
+Division = Literal["scale", "codes", "mean"]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
@@ -70,7 +89,7 @@ class GraphError(Exception):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tensor:
-    """One int8 tensor, without batch axis.
+    """One tensor of int8 codes (or of a host operation's float32 values), without batch axis.
 
     Parameters
     ----------
@@ -81,6 +100,8 @@ class Tensor:
     zero_point : int
     data : int8 array or None
         The value of a constant, in the order of ``shape``; None for what is computed or given.
+    dtype : {"int8", "float32"}
+        float32 (of scale 1 and zero point 0) only for results of host operations.
     """
 
     name: str
@@ -88,6 +109,7 @@ class Tensor:
     scale: float
     zero_point: int
     data: NDArray[np.int8] | None = None
+    dtype: str = "int8"
 
     @property
     def elements(self) -> int:
@@ -97,7 +119,9 @@ class Tensor:
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
         kind = "const " if self.data is not None else ""
-        return f"{kind}{self.name}: int8[{size}] scale={self.scale!r} zero={self.zero_point}"
+        return (
+            f"{kind}{self.name}: {self.dtype}[{size}] scale={self.scale!r} zero={self.zero_point}"
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -154,15 +178,20 @@ class Conv2d(Operation):
 
     Parameters
     ----------
-    weights : int8 array [out, kernel row, kernel column, in]
+    weights : int8 array [out, kernel row, kernel column, in / groups]
     weight_scales : float64 array [out]
         One a channel; a model with one scale a tensor repeats it.
+    product_scales : float64 array [out] or None
+        ``input scale * weight scale``, where the model's runtime does not compute it in float64
+        (TFLite's dense layers of one weight scale: in float32).
     bias : int32 array [out] or None
     stride : (y, x)
     padding : ((top, bottom), (left, right))
         Padded positions count as real 0.
     dilation : (y, x)
     groups : int
+        Output channel c reads input channels of group ``c // (out / groups)``; as many groups as
+        input channels make a depthwise convolution.
     clamp : (low, high), in output codes
     rounding : Rounding
     """
@@ -176,6 +205,7 @@ class Conv2d(Operation):
     groups: int = 1
     clamp: Pair = INT8_RANGE
     rounding: Rounding = Rounding.HALF_EVEN
+    product_scales: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -190,11 +220,28 @@ class Linear(Operation):
     bias: NDArray[np.int32] | None = None
     clamp: Pair = INT8_RANGE
     rounding: Rounding = Rounding.HALF_EVEN
+    product_scales: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Add(Operation):
     """Sum of two tensors of one shape, each with its own scale and zero point."""
+
+    clamp: Pair = INT8_RANGE
+    rounding: Rounding = Rounding.HALF_EVEN
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Subtract(Operation):
+    """The first tensor minus the second; only as TFLite computes it (rounding TWO_STEP)."""
+
+    clamp: Pair = INT8_RANGE
+    rounding: Rounding = Rounding.TWO_STEP
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Multiply(Operation):
+    """Product, element by element, of two tensors of one shape."""
 
     clamp: Pair = INT8_RANGE
     rounding: Rounding = Rounding.HALF_EVEN
@@ -229,6 +276,12 @@ class AveragePool2d(Operation):
         Less than the kernel on each side, so that no window is empty.
     count_include_pad : bool
         Whether padded positions count in the divisor (they are real 0 in the sum).
+    division : {"scale", "codes", "mean"}
+        * ``"scale"``: by one multiplier of ``s / (s_out n)``, with ``rounding``.
+        * ``"codes"``: ``clamp(sum q / n)`` exactly, halves away from zero; input and output have
+          the same scale and zero point (TFLite's AVERAGE_POOL_2D).
+        * ``"mean"``: by the multiplier of ``s / s_out`` divided by n as TFLite's MEAN divides it,
+          with rounding TWO_STEP.
     clamp : (low, high), in output codes
     rounding : Rounding
     """
@@ -239,6 +292,7 @@ class AveragePool2d(Operation):
     count_include_pad: bool = True
     clamp: Pair = INT8_RANGE
     rounding: Rounding = Rounding.HALF_EVEN
+    division: Division = "scale"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -262,6 +316,52 @@ class Flatten(Operation):
     order: Layout = "CHW"
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Reshape(Operation):
+    """The same elements in the same order (height, width, channels innermost) in another shape."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pad(Operation):
+    """An image with a border of real 0 (the zero point's code).
+
+    Parameters
+    ----------
+    padding : ((top, bottom), (left, right))
+    """
+
+    padding: Padding
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Concatenate(Operation):
+    """Two or more images (or vectors) behind one another in their channels, of one quantization."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HostOperation(Operation):
+    """What the host computes after the accelerator's run; see :mod:`weft.host_operations`."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Softmax(HostOperation):
+    """Softmax over the last axis, to codes of scale 1/256 and zero point -128.
+
+    ``q_out = clamp(rint(256 f) - 128)``, f the softmax of ``beta * s * q`` in float64.
+
+    Parameters
+    ----------
+    beta : float
+    """
+
+    beta: float = 1.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dequantize(HostOperation):
+    """float32 values of codes: ``s * (q - z)``."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Graph:
     """A model: tensors by name and operations in topological order.
@@ -276,6 +376,9 @@ class Graph:
     operations : tuple of Operation
     layout : {"CHW", "HWC"}
         How the model, and so the user, orders the axes of the images it takes and gives.
+    float_rule : {"reciprocal", "divide"}
+        How float32 inputs become codes: PyTorch's or TFLite's way, see
+        :func:`weft.host.quantize`.
     """
 
     name: str
@@ -284,6 +387,7 @@ class Graph:
     outputs: tuple[str, ...]
     operations: tuple[Operation, ...]
     layout: Layout = "CHW"
+    float_rule: FloatRule = "reciprocal"
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""

@@ -7,17 +7,26 @@ import numpy as np
 from weft.ir import (
     Add,
     AveragePool2d,
+    Concatenate,
     Conv2d,
+    Dequantize,
     Flatten,
     Graph,
     GraphError,
+    HostOperation,
     Linear,
     MaxPool2d,
+    Multiply,
     Operation,
+    Pad,
     Rescale,
+    Reshape,
+    Softmax,
+    Subtract,
     Tensor,
     pool_output_size,
 )
+from weft_hw.instructions import Rounding
 
 __all__ = ["verify_graph"]
 
@@ -50,14 +59,19 @@ def verify_graph(graph: Graph, after: str) -> None:
             _require(name in graph.by_name, "there is no such tensor")
             _require(name not in defined, "is given twice or is constant")
             defined.add(name)
+        of_host: set[str] = set()
         for operation in graph.operations:
             where = f"operation {operation.name} ({operation.kind})"
             for name in operation.inputs:
                 _require(name in defined, f"reads {name} before it is computed")
+                if not isinstance(operation, HostOperation):
+                    _require(name not in of_host, f"reads {name}, which the host computes later")
             _require(operation.output in graph.by_name, f"writes unknown tensor {operation.output}")
             _require(operation.output not in defined, f"{operation.output} has two producers")
             _check_operation(operation, graph)
             defined.add(operation.output)
+            if isinstance(operation, HostOperation):
+                of_host.add(operation.output)
         for name in graph.outputs:
             where = f"output {name}"
             _require(name in defined, "is never computed")
@@ -72,6 +86,7 @@ def _check_tensor(tensor: Tensor) -> None:
         isinstance(tensor.scale, float) and math.isfinite(tensor.scale) and tensor.scale > 0,
         f"scale {tensor.scale!r} is not a positive float",
     )
+    _require(tensor.dtype in ("int8", "float32"), f"dtype {tensor.dtype!r} is not known")
     _require(-128 <= tensor.zero_point <= 127, f"zero point {tensor.zero_point} is not an int8")
     if tensor.data is not None:
         _require(tensor.data.dtype == np.int8, f"data are {tensor.data.dtype}, not int8")
@@ -81,8 +96,13 @@ def _check_tensor(tensor: Tensor) -> None:
 def _check_operation(operation: Operation, graph: Graph) -> None:
     inputs = [graph.tensor(name) for name in operation.inputs]
     output = graph.tensor(operation.output)
-    expected = 2 if isinstance(operation, Add) else 1
-    _require(len(inputs) == expected, f"has {len(inputs)} inputs, not {expected}")
+    if isinstance(operation, Concatenate):
+        _require(len(inputs) >= 2, f"has {len(inputs)} inputs, not two or more")
+    else:
+        expected = 2 if isinstance(operation, Add | Subtract | Multiply) else 1
+        _require(len(inputs) == expected, f"has {len(inputs)} inputs, not {expected}")
+    if not isinstance(operation, HostOperation):
+        _require(output.dtype == "int8", f"gives {output.dtype}, which only the host computes")
     clamp = getattr(operation, "clamp", (-128, 127))
     _require(-128 <= clamp[0] <= clamp[1] <= 127, f"clamp {clamp} is not a range of int8")
     match operation:
@@ -92,7 +112,9 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
             _check_linear(operation, inputs[0], output)
         case MaxPool2d() | AveragePool2d():
             _check_pool(operation, inputs[0], output)
-        case Add():
+        case Add() | Multiply() | Subtract():
+            if isinstance(operation, Subtract):
+                _require(operation.rounding == Rounding.TWO_STEP, "rounds TWO_STEP only")
             for tensor in inputs:
                 _require(tensor.shape == output.shape, f"{tensor.name} and {output.name} differ")
         case Rescale():
@@ -101,6 +123,19 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
             _require(operation.order in ("CHW", "HWC"), f"order {operation.order!r} is not known")
             _require(output.shape == (inputs[0].elements,), f"gives a vector, not {output.shape}")
             _check_same_quantization(inputs[0], output)
+        case Reshape():
+            _require(output.elements == inputs[0].elements, "changes the number of elements")
+            _check_same_quantization(inputs[0], output)
+        case Pad():
+            _check_pad(operation, inputs[0], output)
+        case Concatenate():
+            _check_concatenate(inputs, output)
+        case Softmax():
+            _require(inputs[0].shape == output.shape, "input and output differ in shape")
+            _require((output.scale, output.zero_point) == (1 / 256, -128), "gives another scale")
+        case Dequantize():
+            _require(inputs[0].shape == output.shape, "input and output differ in shape")
+            _require(output.dtype == "float32", f"gives {output.dtype}, not float32")
         case _:
             raise _Rule("is of no known kind")
 
@@ -112,6 +147,23 @@ def _check_same_quantization(first: Tensor, second: Tensor) -> None:
     )
 
 
+def _check_pad(operation: Pad, source: Tensor, output: Tensor) -> None:
+    _require(len(source.shape) == 3, "works on images")
+    _require(min(min(axis) for axis in operation.padding) >= 0, "padding is negative")
+    sides = zip(source.shape, (*operation.padding, (0, 0)), strict=True)
+    expected = tuple(size + sum(axis) for size, axis in sides)
+    _require(output.shape == expected, f"gives {expected}, not {output.shape}")
+    _check_same_quantization(source, output)
+
+
+def _check_concatenate(inputs: list[Tensor], output: Tensor) -> None:
+    for tensor in inputs:
+        _require(tensor.shape[:-1] == output.shape[:-1], f"{tensor.name} differs in its sides")
+        _check_same_quantization(tensor, output)
+    channels = sum(tensor.shape[-1] for tensor in inputs)
+    _require(output.shape[-1] == channels, f"gives {channels} channels, not {output.shape[-1]}")
+
+
 def _check_weights(operation: Conv2d | Linear, channels: int) -> None:
     weights, scales, bias = operation.weights, operation.weight_scales, operation.bias
     _require(weights.dtype == np.int8, f"weights are {weights.dtype}, not int8")
@@ -119,6 +171,11 @@ def _check_weights(operation: Conv2d | Linear, channels: int) -> None:
     _require(scales.dtype == np.float64, f"weight scales are {scales.dtype}, not float64")
     _require(scales.shape == (channels,), f"weight scales have shape {scales.shape}")
     _require(bool(np.all(np.isfinite(scales) & (scales > 0))), "weight scales must be positive")
+    products = operation.product_scales
+    if products is not None:
+        _require(products.dtype == np.float64, f"product scales are {products.dtype}, not float64")
+        _require(products.shape == (channels,), f"product scales have shape {products.shape}")
+        _require(bool(np.all(np.isfinite(products) & (products > 0))), "product scales must be > 0")
     if bias is not None:
         _require(bias.dtype == np.int32, f"bias is {bias.dtype}, not int32")
         _require(bias.shape == (channels,), f"bias has shape {bias.shape}")
@@ -134,6 +191,8 @@ def _check_conv(operation: Conv2d, source: Tensor, output: Tensor) -> None:
         depth * operation.groups == source.shape[2],
         f"weights of depth {depth} with {operation.groups} groups on {source.shape[2]} channels",
     )
+    filters = output.shape[2]
+    _require(filters % operation.groups == 0, f"{filters} filters in {operation.groups} groups")
     _check_window(operation, (height, width), operation.dilation, source, output)
 
 
@@ -150,8 +209,12 @@ def _check_linear(operation: Linear, source: Tensor, output: Tensor) -> None:
 def _check_pool(operation: MaxPool2d | AveragePool2d, source: Tensor, output: Tensor) -> None:
     _require(len(source.shape) == 3 and len(output.shape) == 3, "works on images")
     _require(source.shape[2] == output.shape[2], "input and output differ in channels")
-    if isinstance(operation, MaxPool2d):
+    if isinstance(operation, MaxPool2d) or operation.division == "codes":
         _check_same_quantization(source, output)
+    if isinstance(operation, AveragePool2d) and operation.division == "codes":
+        _require(not operation.count_include_pad, "averages of codes do not count padding")
+    if isinstance(operation, AveragePool2d) and operation.division == "mean":
+        _require(operation.rounding == Rounding.TWO_STEP, "a mean rounds TWO_STEP only")
     for axis, kernel in zip(operation.padding, operation.kernel, strict=True):
         _require(max(axis) < kernel, f"padding {axis} of a window of {kernel} leaves windows empty")
     _check_window(operation, operation.kernel, (1, 1), source, output)

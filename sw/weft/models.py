@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 from weft.errors import InputError, UnsupportedModel
+from weft.frontends.tflite_file import FILE_IDENTIFIER
 from weft.program import MAGIC, Program
 from weft_hw import AcceleratorConfig, load_config
 
 __all__ = ["DEFAULT_CONFIG", "load_model"]
 
 DEFAULT_CONFIG = "base16"
+TFLITE_AT = 4  # where a flatbuffer has its identifier
 ZIP_MAGIC = b"PK\x03\x04"  # torch.export writes zip archives
 
 
@@ -19,7 +21,7 @@ def load_model(path: str | os.PathLike[str], config: AcceleratorConfig | None = 
     Parameters
     ----------
     path : path
-        A file written by :meth:`Program.save` or by ``weft.save_pt2``.
+        A file written by :meth:`Program.save` or by ``weft.save_pt2``, or a .tflite file.
     config : AcceleratorConfig, optional
         What to compile for (default: the preset ``base16``). A Program must have been compiled for
         this configuration, if one is given.
@@ -37,7 +39,7 @@ def load_model(path: str | os.PathLike[str], config: AcceleratorConfig | None = 
     if not path.is_file():
         raise InputError(f"{path}: there is no such model file")
     with open(path, "rb") as file:
-        start = file.read(max(len(MAGIC), len(ZIP_MAGIC)))
+        start = file.read(len(MAGIC))
     if start.startswith(MAGIC):
         program = Program.load(path)
         if config is not None:
@@ -53,7 +55,12 @@ def load_model(path: str | os.PathLike[str], config: AcceleratorConfig | None = 
         return compile_graph(
             graph_from_torch(model, name=path.stem), config or load_config(DEFAULT_CONFIG)
         )
+    if start[TFLITE_AT:] == FILE_IDENTIFIER:
+        from weft.compiler import compile_graph
+        from weft.frontends.tflite import graph_from_tflite
+
+        return compile_graph(graph_from_tflite(path), config or load_config(DEFAULT_CONFIG))
     raise UnsupportedModel(
-        f"{path}: neither a Program nor a .pt2 model; "
+        f"{path}: neither a Program, nor a .tflite file, nor a .pt2 model; "
         "write one with weft.save_pt2 or `weft compile`"
     )

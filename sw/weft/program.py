@@ -12,10 +12,19 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import EncodingError
 from weft_hw.instructions import Instruction, decode, decode_stream
 
-__all__ = ["FORMAT_VERSION", "MAGIC", "Layer", "Port", "Program", "ProgramRegion", "Symbol"]
+__all__ = [
+    "FORMAT_VERSION",
+    "MAGIC",
+    "HostStep",
+    "Layer",
+    "Port",
+    "Program",
+    "ProgramRegion",
+    "Symbol",
+]
 
 MAGIC = b"WEFTPROG"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,9 @@ class Port:
         Bytes from pixel to pixel in DRAM.
     order : {"CHW", "HWC"}
         How the model orders the image's elements.
+    dtype : {"int8"}
+    float_rule : {"reciprocal", "divide"}
+        How float32 values become codes, see :func:`weft.host.quantize`.
     """
 
     name: str
@@ -48,11 +60,44 @@ class Port:
     pitch: int
     order: str
     dtype: str = "int8"
+    float_rule: str = "reciprocal"
 
     @property
     def size(self) -> int:
         """Bytes in DRAM."""
         return self.image[0] * self.image[1] * self.pitch
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostStep:
+    """An operation that the host computes after the accelerator's run.
+
+    Parameters
+    ----------
+    name : str
+        Of the tensor that it gives.
+    kind : str
+        What it computes, see :mod:`weft.host_operations`.
+    source : str
+        Where the model has it.
+    inputs : tuple of str
+        Names of outputs of the accelerator and of earlier steps.
+    shape : tuple of int
+        Of the result, without batch axis.
+    scale, zero_point, dtype
+        Of the result.
+    parameters : dict of str to float
+    """
+
+    name: str
+    kind: str
+    source: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    scale: float
+    zero_point: int
+    dtype: str
+    parameters: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +143,7 @@ class Program:
     name : str
     config : AcceleratorConfig
     inputs, outputs : tuple of Port
+        What the accelerator takes and gives.
     instructions, constants : bytes
         Contents of DRAM at ``instructions_address`` and ``constants_address``.
     memory_bytes : int
@@ -111,6 +157,10 @@ class Program:
         One an instruction, END excepted, in order.
     host_ops : tuple of str
         What the host does, in words.
+    host_steps : tuple of HostStep
+        What the host computes from the accelerator's outputs, in order.
+    results : tuple of str
+        The network's outputs, in the user's order: names of ``outputs`` and ``host_steps``.
     """
 
     name: str
@@ -127,6 +177,17 @@ class Program:
     layers: tuple[Layer, ...]
     symbols: tuple[Symbol, ...]
     host_ops: tuple[str, ...]
+    host_steps: tuple[HostStep, ...] = ()
+    results: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.results:
+            object.__setattr__(self, "results", tuple(port.name for port in self.outputs))
+
+    def result(self, name: str) -> Port | HostStep:
+        """What gives an output of the network; it has ``name, shape, dtype, scale, zero_point``."""
+        values: list[Port | HostStep] = [*self.outputs, *self.host_steps]
+        return next(value for value in values if value.name == name)
 
     @property
     def macs(self) -> int:
@@ -194,7 +255,7 @@ class Program:
     def summary(self) -> dict[str, Any]:
         """Plain values for reports."""
 
-        def port(each: Port) -> dict[str, Any]:
+        def port(each: Port | HostStep) -> dict[str, Any]:
             return {
                 "name": each.name,
                 "shape": list(each.shape),
@@ -209,7 +270,7 @@ class Program:
             "config_hash": f"{self.config.content_hash:016x}",
             "format_version": FORMAT_VERSION,
             "inputs": [port(each) for each in self.inputs],
-            "outputs": [port(each) for each in self.outputs],
+            "outputs": [port(self.result(name)) for name in self.results],
             "layers": [
                 {"name": layer.name, "op": layer.op, "macs": layer.macs} for layer in self.layers
             ],

@@ -16,7 +16,17 @@ import struct
 from typing import Any
 
 from weft.errors import ProgramFormatError
-from weft.program import FORMAT_VERSION, MAGIC, Layer, Port, Program, ProgramRegion, Symbol, plain
+from weft.program import (
+    FORMAT_VERSION,
+    MAGIC,
+    HostStep,
+    Layer,
+    Port,
+    Program,
+    ProgramRegion,
+    Symbol,
+    plain,
+)
 from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import WeftError
 
@@ -42,6 +52,8 @@ def pack_program(program: Program) -> bytes:
         "layers": [plain(layer) for layer in program.layers],
         "symbols": _pack_symbols(program.symbols),
         "host_ops": list(program.host_ops),
+        "host_steps": [plain(step) for step in program.host_steps],
+        "results": list(program.results),
         "sections": [len(program.instructions), len(program.constants)],
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
@@ -94,12 +106,20 @@ def _build(header: dict[str, Any], sections: bytes) -> Program:
         layers=tuple(Layer(**values) for values in header["layers"]),
         symbols=_unpack_symbols(header["symbols"]),
         host_ops=tuple(header["host_ops"]),
+        host_steps=tuple(_host_step(values) for values in header["host_steps"]),
+        results=tuple(header["results"]),
     )
 
 
 def _port(values: dict[str, Any]) -> Port:
     height, width, channels = values["image"]
     return Port(**{**values, "shape": tuple(values["shape"]), "image": (height, width, channels)})
+
+
+def _host_step(values: dict[str, Any]) -> HostStep:
+    return HostStep(
+        **{**values, "shape": tuple(values["shape"]), "inputs": tuple(values["inputs"])}
+    )
 
 
 def _pack_symbols(symbols: tuple[Symbol, ...]) -> dict[str, list[Any]]:

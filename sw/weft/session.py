@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from weft.errors import InputError
 from weft.host import dequantize as dequantize_codes
 from weft.host import pack, prepare, unpack
+from weft.host_operations import run_host_steps
 from weft.program import Program
 from weft.report import Accounting
 from weft_hw.config import AcceleratorConfig, load_config
@@ -115,15 +116,19 @@ class Session:
         count = len(batches[0])
         self._accounting.begin()
         samples = [self._run_one([batch[n] for batch in batches]) for n in range(count)]
-        outputs: dict[str, Array] = {}
+        known: dict[str, Array] = {}
         for position, port in enumerate(self.program.outputs):
-            codes = np.stack([sample[position] for sample in samples])
-            values: Array = codes
-            if dequantize:
-                values = dequantize_codes(codes, port.scale, port.zero_point)
-            outputs[port.name] = values[0] if single else values
-        if len(self.program.outputs) == 1:
-            return outputs[self.program.outputs[0].name]
+            known[port.name] = np.stack([sample[position] for sample in samples])
+        run_host_steps(self.program, known)
+        outputs: dict[str, Array] = {}
+        for name in self.program.results:
+            values = known[name]
+            result = self.program.result(name)
+            if dequantize and result.dtype == "int8":
+                values = dequantize_codes(values, result.scale, result.zero_point)
+            outputs[name] = values[0] if single else values
+        if len(outputs) == 1:
+            return outputs[self.program.results[0]]
         return outputs
 
     @property

@@ -153,12 +153,13 @@ def unlimited(**changes) -> Graph:
     weights = np.ones((2, 3, 3, 2), np.int8)
     fields = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding": ((0, 0), (0, 0))}
     fields |= changes
-    height = (9 - fields["dilation"][0] * 2 - 1) // fields["stride"][0] + 1
+    sides = fields.pop("sides", 9)
+    height = (sides - fields["dilation"][0] * 2 - 1) // fields["stride"][0] + 1
     channels = 2 * fields["groups"]
     return Graph(
         name="g",
         tensors=(
-            Tensor(name="x", shape=(9, 9, channels), scale=1.0, zero_point=0),
+            Tensor(name="x", shape=(sides, sides, channels), scale=1.0, zero_point=0),
             Tensor(name="y", shape=(height, height, 2), scale=1.0, zero_point=0),
         ),
         inputs=("x",),
@@ -180,8 +181,10 @@ def unlimited(**changes) -> Graph:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"groups": 2}, "c (model.py:3): 2 groups: only ordinary convolutions"),
-        ({"dilation": (2, 2)}, "c (model.py:3): dilation (2, 2) is not supported"),
+        (
+            {"dilation": (128, 128), "sides": 300},
+            "c (model.py:3): dilation (128, 128): at most 127",
+        ),
         ({"stride": (200, 200)}, "c (model.py:3): stride (200, 200): at most 127"),
         ({"rounding": Rounding.STOCHASTIC}, "c (model.py:3): stochastic rounding"),
         (

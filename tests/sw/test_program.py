@@ -12,7 +12,7 @@ import pytest
 from network_reference import random_chain
 from weft.compiler import compile_graph
 from weft.errors import ProgramFormatError
-from weft.program import MAGIC, Program
+from weft.program import FORMAT_VERSION, MAGIC, Program
 from weft_hw.config import PRESETS
 
 
@@ -63,7 +63,7 @@ def test_other_files_and_versions_are_refused(program: Program, tmp_path: Path) 
         Program.from_bytes(b"PK\x03\x04 something else entirely, long enough to look at twice")
     data = bytearray(program.to_bytes())
     struct.pack_into("<I", data, len(MAGIC), 99)
-    with pytest.raises(ProgramFormatError, match=r"format version 99; this weft reads version 1"):
+    with pytest.raises(ProgramFormatError, match=r"format version 99; this weft reads version 2"):
         Program.from_bytes(bytes(data))
     with pytest.raises(ProgramFormatError, match="cannot be read: No such file"):
         Program.load(tmp_path / "missing.weft")
@@ -78,7 +78,7 @@ def test_a_well_signed_but_inconsistent_file_is_refused(program: Program) -> Non
 
     def signed(values: dict) -> bytes:
         text = json.dumps(values).encode()
-        body = MAGIC + struct.pack("<II", 1, len(text)) + text + rest
+        body = MAGIC + struct.pack("<II", FORMAT_VERSION, len(text)) + text + rest
         return body + hashlib.sha256(body).digest()
 
     assert Program.from_bytes(signed(header)) == program

@@ -17,6 +17,7 @@ __all__ = [
     "image_bytes",
     "multiplier_of",
     "parameter_rows",
+    "tap_weights",
     "weight_tiles",
 ]
 
@@ -81,6 +82,17 @@ def weight_tiles(kernel: Kernel) -> NDArray[np.int8]:
     return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 5, 1))
 
 
+def tap_weights(kernel: Kernel) -> NDArray[np.int8]:
+    """Weights of a depthwise convolution: [output tile, kernel row, kernel column, lane]."""
+    operation, config = kernel.operation, kernel.config
+    assert isinstance(operation, Conv2d)
+    filters, height, width, _ = operation.weights.shape
+    padded = np.zeros((kernel.result_tiles * config.columns, height, width), np.int8)
+    padded[:filters] = operation.weights[..., 0]
+    split = padded.reshape(kernel.result_tiles, config.columns, height, width)
+    return np.ascontiguousarray(split.transpose(0, 2, 3, 1))
+
+
 def chunk_bytes(tiles: NDArray[np.int8], first: int, count: int, chunk: Chunk) -> bytes:
     """The weight tiles of some output tiles and a part of the reduction, in MATRIX's loop order."""
     part = tiles[
@@ -102,7 +114,11 @@ def parameter_rows(kernel: Kernel, source: Tensor, result: Tensor) -> bytes:
     exponent = np.zeros(lanes, np.int8)
     scales: Sequence[float] = operation.weight_scales.tolist()
     for channel, scale in enumerate(scales):
-        ratio = source.scale * scale / result.scale
+        if operation.product_scales is None:
+            product = source.scale * scale
+        else:
+            product = float(operation.product_scales[channel])
+        ratio = product / result.scale
         multiplier[channel], exponent[channel] = multiplier_of(ratio, operation.name)
     rows = []
     for start in range(0, lanes, config.columns):

@@ -4,19 +4,42 @@ from random import Random
 
 from weft.compiler.constants import ConstantImage, image_bytes
 from weft.compiler.context import Context, LayerTask
+from weft.compiler.host_part import split_host
 from weft.compiler.kernels import Kernel
 from weft.compiler.layout import pixel_pitch
 from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
-from weft.compiler.lower_vector import lower_pool, lower_rescale
+from weft.compiler.lower_copy import lower_concatenate, lower_pad
+from weft.compiler.lower_depthwise import lower_depthwise
+from weft.compiler.lower_vector import lower_multiply, lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan, plan_memory
 from weft.compiler.overlap import overlap_layers
 from weft.compiler.stream import Space, Step
 from weft.compiler.synchronize import synchronize
 from weft.errors import UnsupportedModel
-from weft.ir import Add, AveragePool2d, Conv2d, Graph, MaxPool2d, Rescale
-from weft.passes import CheckLimits, ImagesOnly, RemoveDead, run_passes
-from weft.program import Layer, Port, Program, ProgramRegion, Symbol
+from weft.ir import (
+    Add,
+    AveragePool2d,
+    Concatenate,
+    Conv2d,
+    Graph,
+    Linear,
+    MaxPool2d,
+    Multiply,
+    Operation,
+    Pad,
+    Rescale,
+    Subtract,
+)
+from weft.passes import (
+    CheckLimits,
+    FusePadding,
+    ImagesOnly,
+    RemoveDead,
+    SplitGroups,
+    run_passes,
+)
+from weft.program import HostStep, Layer, Port, Program, ProgramRegion, Symbol
 from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import EncodingError
 from weft_hw.instructions import End, Instruction
@@ -25,7 +48,7 @@ __all__ = ["compile_graph"]
 
 PAGE = 4096
 
-PASSES = (ImagesOnly(), RemoveDead(), CheckLimits())
+PASSES = (ImagesOnly(), RemoveDead(), FusePadding(), SplitGroups(), CheckLimits())
 
 
 def compile_graph(
@@ -53,13 +76,16 @@ def compile_graph(
         If the graph breaks the rules of :mod:`weft.ir`.
     """
     random = None if force_tiles is None else Random(force_tiles)
+    graph.verify()
+    results = graph.outputs
+    graph, host_steps = split_host(graph)
     legal = run_passes(graph, PASSES)
     kernels = [Kernel.of(operation, legal, config) for operation in legal.operations]
     plan = plan_memory(legal, kernels, config, random)
     context = _lower(legal, config, plan, kernels)
     steps = overlap_layers(context.stream.steps)
-    kinds = {operation.name: operation.kind for operation in graph.operations}
-    code, layers, symbols = _encode(synchronize(steps, config), steps, kernels, kinds)
+    told = {each.name: (each.kind, _macs(each, graph)) for each in graph.operations}
+    code, layers, symbols = _encode(synchronize(steps, config), steps, kernels, told)
     constants_end = plan.constants_address + len(context.constants.data)
     code_address = -(-constants_end // PAGE) * PAGE
     memory_bytes = -(-(code_address + len(code)) // PAGE) * PAGE
@@ -84,8 +110,20 @@ def compile_graph(
         peaks=_peaks(plan, steps),
         layers=layers,
         symbols=symbols,
-        host_ops=_host_ops(inputs, outputs),
+        host_ops=_host_ops(inputs, outputs, host_steps, results),
+        host_steps=host_steps,
+        results=results,
     )
+
+
+def _macs(operation: Operation, graph: Graph) -> int:
+    """Multiply-accumulates of the model's operation."""
+    if isinstance(operation, Linear):
+        return operation.weights.size
+    if not isinstance(operation, Conv2d):
+        return 0
+    height, width, _ = graph.tensor(operation.output).shape
+    return height * width * operation.weights.size
 
 
 def _lower(
@@ -104,12 +142,20 @@ def _lower(
     for layer, kernel in enumerate(kernels):
         task = LayerTask(context, layer, kernel, plan.tilings[layer])
         match kernel.operation:
+            case Conv2d() if kernel.is_depthwise:
+                lower_depthwise(task)
             case Conv2d():
                 lower_convolution(task)
             case MaxPool2d() | AveragePool2d():
                 lower_pool(task)
-            case Add():
+            case Add() | Subtract():
                 lower_add(task)
+            case Multiply():
+                lower_multiply(task)
+            case Pad():
+                lower_pad(task)
+            case Concatenate():
+                lower_concatenate(task)
             case Rescale():
                 lower_rescale(task)
     return context
@@ -119,9 +165,9 @@ def _encode(
     instructions: list[Instruction],
     steps: list[Step],
     kernels: list[Kernel],
-    kinds: dict[str, str],
+    told: dict[str, tuple[str, int]],
 ) -> tuple[bytes, tuple[Layer, ...], tuple[Symbol, ...]]:
-    """Bytes, layers (with the kinds that operations have in the model) and symbols; END at last."""
+    """Bytes, layers (with kind and size as the model has them) and symbols; END at last."""
     code = bytearray()
     symbols = []
     firsts, ends = [-1] * len(kernels), [0] * len(kernels)
@@ -142,9 +188,9 @@ def _encode(
     layers = [
         Layer(
             name=kernel.operation.name,
-            op=kinds[kernel.operation.name],
+            op=told[kernel.operation.name][0],
             source=kernel.operation.source,
-            macs=kernel.macs,
+            macs=told[kernel.operation.name][1],
             first=first,
             end=end,
         )
@@ -176,6 +222,7 @@ def _ports(
                 image=(height, width, channels),
                 pitch=place.pitch,
                 order=graph.layout,
+                float_rule=graph.float_rule,
             )
         )
     return tuple(ports)
@@ -216,7 +263,12 @@ def _peaks(plan: MemoryPlan, steps: list[Step]) -> dict[str, int]:
     }
 
 
-def _host_ops(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[str, ...]:
+def _host_ops(
+    inputs: tuple[Port, ...],
+    outputs: tuple[Port, ...],
+    steps: tuple[HostStep, ...],
+    results: tuple[str, ...],
+) -> tuple[str, ...]:
     """What the driver does around the accelerator's run, for each input and output."""
     told = []
     for port in inputs:
@@ -226,7 +278,11 @@ def _host_ops(inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> tuple[str,
     for port in outputs:
         if _repacks(port):
             told.append(f"repack output {port.name}: {_arrangement(port)}, {port.size} bytes")
-        told.append(f"dequantize output {port.name} to float32 (if asked for)")
+    told += [f"compute {step.kind} {step.name} ({step.source})" for step in steps]
+    values: list[Port | HostStep] = [*outputs, *steps]
+    for value in values:
+        if value.name in results and value.dtype == "int8":
+            told.append(f"dequantize output {value.name} to float32 (if asked for)")
     return tuple(told)
 
 

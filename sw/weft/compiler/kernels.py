@@ -1,9 +1,24 @@
 """What each operation asks of the machine, in numbers: taps, reductions, windows, input regions."""
 
+import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
+
 from weft.compiler.layout import Region, is_narrow, pixel_pitch
-from weft.ir import Add, AveragePool2d, Conv2d, Graph, MaxPool2d, Operation, Rescale
+from weft.ir import (
+    Add,
+    AveragePool2d,
+    Concatenate,
+    Conv2d,
+    Graph,
+    MaxPool2d,
+    Multiply,
+    Operation,
+    Pad,
+    Rescale,
+    Subtract,
+)
 from weft_hw.config import AcceleratorConfig
 
 __all__ = ["Chunk", "Kernel", "ceil_div"]
@@ -40,14 +55,19 @@ class Kernel:
     operation : Operation
     config : AcceleratorConfig
     source : (height, width, channels)
+        Of the first input; the widest one's channels, where inputs differ in them.
     result : (height, width, channels)
     window : (y, x)
     stride : (y, x)
     padding : (top, left)
+    dilation : (y, x)
 
     A convolution on a narrow image takes the ``window[1] * pitch`` neighbouring bytes of a kernel
     row as its reduction, ``rows`` at a time: the kernel columns vanish (``taps[1]`` is 1) into the
     reduction tiles. On a wide image each tap's channels are the reduction.
+    A kernel whose columns are dilated gets zeros between them to be packed.
+
+    A depthwise convolution has no reduction but its window: VECTOR computes it.
     """
 
     operation: Operation
@@ -57,6 +77,7 @@ class Kernel:
     window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
 
     @classmethod
     def of(cls, operation: Operation, graph: Graph, config: AcceleratorConfig) -> "Kernel":
@@ -64,23 +85,41 @@ class Kernel:
         height, width, channels = graph.tensor(operation.inputs[0]).shape
         rows, columns, depth = graph.tensor(operation.output).shape
         source, result = (height, width, channels), (rows, columns, depth)
+        stride = dilation = (1, 1)
         match operation:
             case Conv2d():
+                if operation.groups == 1 and is_narrow(pixel_pitch(channels, config), config):
+                    operation = _without_column_dilation(operation)
                 _, y, x, _ = operation.weights.shape
-                window = (y, x)
+                window, stride, dilation = (y, x), operation.stride, operation.dilation
             case MaxPool2d() | AveragePool2d():
-                window = operation.kernel
-            case Add() | Rescale():
+                window, stride = operation.kernel, operation.stride
+            case Pad():
+                window = (1, 1)
+            case Concatenate():
+                widest = max(graph.tensor(name).shape[2] for name in operation.inputs)
+                return cls(operation, config, (height, width, widest), result)
+            case Add() | Subtract() | Multiply() | Rescale():
                 return cls(operation, config, source, result)
             case _:
                 raise TypeError(f"{operation.kind} was to be rewritten by a pass")
         (top, _), (left, _) = operation.padding
-        return cls(operation, config, source, result, window, operation.stride, (top, left))
+        return cls(operation, config, source, result, window, stride, (top, left), dilation)
 
     @property
     def is_convolution(self) -> bool:
         """Whether MATRIX computes it."""
-        return isinstance(self.operation, Conv2d)
+        return isinstance(self.operation, Conv2d) and self.operation.groups == 1
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a convolution of each channel by itself, which VECTOR computes."""
+        return isinstance(self.operation, Conv2d) and self.operation.groups > 1
+
+    @property
+    def adds(self) -> bool:
+        """Whether it is a sum in several passes through the accumulators."""
+        return isinstance(self.operation, Add | Subtract)
 
     @property
     def source_pitch(self) -> int:
@@ -118,32 +157,28 @@ class Kernel:
         """The complete reduction."""
         return Chunk(0, self.taps[0], 0, self.taps[1], 0, self.reduction_tiles)
 
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of the model's operation."""
-        if not self.is_convolution:
-            return 0
-        rows, columns, depth = self.result
-        return rows * columns * depth * self.window[0] * self.window[1] * self.source[2]
-
     def origin(self, y: int, x: int, chunk: Chunk) -> tuple[int, int]:
         """Input coordinate of the chunk's first tap for an output pixel."""
         return (
-            y * self.stride[0] - self.padding[0] + chunk.y0,
-            x * self.stride[1] - self.padding[1] + chunk.x0,
+            y * self.stride[0] - self.padding[0] + chunk.y0 * self.dilation[0],
+            x * self.stride[1] - self.padding[1] + chunk.x0 * self.dilation[1],
         )
+
+    def rows_needed(self, count: int, chunk: Chunk) -> int:
+        """Input rows, existing or not, for ``count`` output rows."""
+        return (count - 1) * self.stride[0] + (chunk.y1 - chunk.y0 - 1) * self.dilation[0] + 1
 
     def columns_needed(self, x: int, count: int, chunk: Chunk) -> tuple[int, int]:
         """Input columns, existing or not, for ``count`` output columns from x."""
         taps = self.window[1] if self.packs_taps else chunk.x1 - chunk.x0
         first = self.origin(0, x, chunk)[1]
-        return first, first + (count - 1) * self.stride[1] + taps
+        return first, first + (count - 1) * self.stride[1] + (taps - 1) * self.dilation[1] + 1
 
     def source_region(self, y: int, rows: int, x: int, columns: int, chunk: Chunk) -> Region:
         """The existing input pixels that a block of output pixels reads; bytes as for a chunk."""
         height, width, _ = self.source
         top = self.origin(y, 0, chunk)[0]
-        bottom = top + (rows - 1) * self.stride[0] + chunk.y1 - chunk.y0
+        bottom = top + self.rows_needed(rows, chunk)
         left, right = self.columns_needed(x, columns, chunk)
         bytes_ = (0, self.source_pitch)
         if self.is_convolution and not self.packs_taps:
@@ -156,6 +191,17 @@ class Kernel:
             return 0
         left, right = self.columns_needed(x, columns, chunk)
         return max(0, -left, right - self.source[1])
+
+
+def _without_column_dilation(operation: Conv2d) -> Conv2d:
+    """The same convolution by a kernel with zeros between its columns."""
+    step = operation.dilation[1]
+    if step == 1:
+        return operation
+    filters, height, width, depth = operation.weights.shape
+    weights = np.zeros((filters, height, (width - 1) * step + 1, depth), np.int8)
+    weights[:, :, ::step] = operation.weights
+    return dataclasses.replace(operation, weights=weights, dilation=(operation.dilation[0], 1))
 
 
 def _clip(first: int, end: int, size: int) -> tuple[int, int]:

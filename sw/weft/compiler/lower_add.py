@@ -1,4 +1,4 @@
-"""Addition: three VECTOR passes, or one where both inputs have the same scale."""
+"""Addition and subtraction: three VECTOR passes, or one where both inputs have the same scale."""
 
 import dataclasses
 from typing import Any
@@ -7,6 +7,7 @@ from weft.compiler.constants import multiplier_of
 from weft.compiler.context import LayerTask, TileBox
 from weft.compiler.layout import PixelLayout, Region
 from weft.compiler.stream import Access, Space, reads, writes
+from weft.compiler.transfers import fill_weights
 from weft.compiler.vectors import (
     accumulator_strides,
     pixel_strides,
@@ -15,7 +16,7 @@ from weft.compiler.vectors import (
     tile_source,
     vector_read,
 )
-from weft.ir import Add
+from weft.ir import Add, Subtract
 from weft_hw.instructions import Memory, OperandSource, Rounding, ScaleSource, Tail, Vector
 
 __all__ = ["lower_add"]
@@ -24,6 +25,7 @@ FINE_SHIFT = 22
 """Bits below the larger input's step: the sum of two 9-bit differences still fits 32 bits."""
 
 TFLITE_SHIFT = 20
+MINUS_ONE = "vector of -1"
 
 
 def lower_add(task: LayerTask) -> None:
@@ -38,10 +40,11 @@ def lower_add(task: LayerTask) -> None:
       output steps (half a unit in t, 0.13 for its 31-bit multiplier; the last multiplier): only
       sums so close to a tie can round differently.
     * With rounding TWO_STEP the three passes are TFLite's own, bit for bit: both inputs ``<< 20``
-      and scaled by ``s_i / (2 max(s_1, s_2))``, the sum by ``2 max(s_1, s_2) / (2^20 s_out)``.
+      and scaled by ``s_i / (2 max(s_1, s_2))``, the sum by ``2 max(s_1, s_2) / (2^20 s_out)``. A
+      difference begins with the second input, which is multiplied by -1 once it is scaled.
     """
     operation = task.kernel.operation
-    assert isinstance(operation, Add)
+    assert isinstance(operation, Add | Subtract)
     for tile in task.tiles():
         region = tile_source(task, tile, task.kernel.whole)
         layouts = [task.operand(position, region) for position in range(2)]
@@ -54,7 +57,7 @@ def lower_add(task: LayerTask) -> None:
 @dataclasses.dataclass
 class _AddTile:
     task: LayerTask
-    operation: Add
+    operation: Add | Subtract
     tile: TileBox
     region: Region
     layouts: list[PixelLayout]
@@ -72,7 +75,8 @@ class _AddTile:
         same = (first.scale, first.zero_point) == (second.scale, second.zero_point)
         alike = self.layouts[0].row_pitch == self.layouts[1].row_pitch
         if self.operation.rounding == Rounding.TWO_STEP:
-            self._three_passes((0, 1), TFLITE_SHIFT, 2 * max(first.scale, second.scale))
+            order = (1, 0) if isinstance(self.operation, Subtract) else (0, 1)
+            self._three_passes(order, TFLITE_SHIFT, 2 * max(first.scale, second.scale))
         elif same and alike:
             self._one_pass()
         else:
@@ -108,6 +112,16 @@ class _AddTile:
                     "rounding": self.operation.rounding,
                 }
             combine: dict[str, Any] = {}
+            extra: list[Access] = []
+            if isinstance(self.operation, Subtract) and position == 1:
+                minus_one = self._minus_one()
+                combine = {
+                    "tail": Tail.PRODUCT,
+                    "b_source": OperandSource.WEIGHT,
+                    "b_address": minus_one,
+                }
+                lanes = minus_one, minus_one + self.task.config.columns
+                extra = [reads(Space.WEIGHT, lanes)]
             if number:
                 combine = {
                     "tail": Tail.ADD,
@@ -131,6 +145,7 @@ class _AddTile:
                 ),
                 "add: scale an input",
                 self.accesses[position],
+                *extra,
                 reads(Space.ACCUMULATOR, rows),
                 writes(Space.ACCUMULATOR, rows),
             )
@@ -162,6 +177,15 @@ class _AddTile:
             *accesses,
             writes(Space.ACTIVATION, self.target.span(output)),
         )
+
+    def _minus_one(self) -> int:
+        """Weight scratchpad address of a vector of -1."""
+        ring, lanes = self.task.context.weights, self.task.config.columns
+        found = ring.find(MINUS_ONE)
+        if found is None:
+            found = ring.place(MINUS_ONE, lanes)
+            fill_weights(self.task.stream, found, lanes, -1)
+        return found
 
     def _address(self, position: int) -> int:
         return self.layouts[position].at(self.tile.y, self.tile.x, self.region.c0)

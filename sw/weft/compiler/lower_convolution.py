@@ -1,19 +1,17 @@
 """Convolution: MATRIX sums products tile by tile, VECTOR brings the sums back to 8 bits."""
 
-from weft.compiler.constants import chunk_bytes, parameter_rows, weight_tiles
+from weft.compiler.constants import chunk_bytes, weight_tiles
 from weft.compiler.context import LayerTask, TileBox
 from weft.compiler.kernels import Chunk
 from weft.compiler.layout import PixelLayout, Region
 from weft.compiler.stream import Space, reads, writes
-from weft.compiler.transfers import load_parameters, load_weights
 from weft.compiler.vectors import accumulator_strides, result_fields, trim
-from weft.ir import Conv2d
+from weft.compiler.weighted import WeightedLayer
 from weft_hw.instructions import (
     Accumulate,
     Bounds,
     Matrix,
     OperandSource,
-    ScaleSource,
     Vector,
 )
 
@@ -25,33 +23,21 @@ def lower_convolution(task: LayerTask) -> None:
     _Convolution(task).run()
 
 
-class _Convolution:
+class _Convolution(WeightedLayer):
     def __init__(self, task: LayerTask) -> None:
-        assert isinstance(task.kernel.operation, Conv2d)
-        self.operation: Conv2d = task.kernel.operation
-        self.task = task
-        self.kernel = task.kernel
-        self.config = task.config
-        graph = task.context.graph
-        self.source = graph.tensor(self.operation.inputs[0])
-        self.result = graph.tensor(self.operation.output)
-        self._place_constants()
-
-    def _place_constants(self) -> None:
-        """Weights in the order of their use, one contiguous run a (channel block, chunk)."""
-        constants, tiling = self.task.context.constants, self.task.tiling
+        super().__init__(task)
         tiles = weight_tiles(self.kernel)
-        self.weights_at: dict[tuple[int, Chunk], tuple[int, int]] = {}
-        for first in range(0, self.kernel.result_tiles, tiling.channel_tiles):
-            for chunk in tiling.chunks:
-                data = chunk_bytes(tiles, first, tiling.channel_tiles, chunk)
-                self.weights_at[first, chunk] = constants.append(data), len(data)
-        self.parameters_at = constants.append(parameter_rows(self.kernel, self.source, self.result))
+        blocks = {
+            (first, chunk): chunk_bytes(tiles, first, task.tiling.channel_tiles, chunk)
+            for first in range(0, self.kernel.result_tiles, task.tiling.channel_tiles)
+            for chunk in task.tiling.chunks
+        }
+        self.place_constants(blocks)
 
     def run(self) -> None:
         for tile in self.task.tiles():
             bank = self.task.context.accumulators(tile.vectors)
-            self._parameters(tile)  # few bytes: ahead of the tile's other transfers
+            self.parameters(tile)  # few bytes: ahead of the tile's other transfers
             self._sum(tile, bank)
             layout = self.task.destination(tile)
             self._requantize(tile, bank, layout)
@@ -66,21 +52,10 @@ class _Convolution:
         ]
         visible = [pair for pair in regions if not pair[1].empty]
         for number, (chunk, region) in enumerate(visible or regions[:1]):
-            weights = self._weights(tile, chunk)
+            weights = self.weights(tile, chunk)
             gap = kernel.gap(tile.x, tile.columns, chunk)
             layout = self.task.operand(0, region, gap)
             self._multiply(tile, bank, chunk, region, layout, weights, first=number == 0)
-
-    def _weights(self, tile: TileBox, chunk: Chunk) -> int:
-        """Address of the weights in the weight scratchpad, after loading them if need be."""
-        ring = self.task.context.weights
-        key = self.task.layer, tile.channel, chunk
-        found = ring.find(key)
-        if found is None:
-            dram_address, size = self.weights_at[tile.channel, chunk]
-            found = ring.place(key, size)
-            load_weights(self.task.stream, dram_address, found, size)
-        return found
 
     def _multiply(
         self,
@@ -95,7 +70,7 @@ class _Convolution:
     ) -> None:
         kernel, config = self.kernel, self.config
         y, x = kernel.origin(tile.y, tile.x, chunk)
-        stride_y, stride_x = kernel.stride
+        (stride_y, stride_x), (tap_y, tap_x) = kernel.stride, kernel.dilation
         taps_y, taps_x, depth = chunk.y1 - chunk.y0, chunk.x1 - chunk.x0, chunk.r1 - chunk.r0
         counts = (tile.channels, taps_y, taps_x, depth, tile.rows, tile.columns, 1)
         rows, size = config.rows, config.tile_bytes
@@ -110,7 +85,16 @@ class _Convolution:
             counts=counts,
             left_address=self._left_address(layout, region, y, x, bytes_first),
             left_strides=trim(
-                (0, row_pitch, pitch, rows, stride_y * row_pitch, stride_x * pitch, 0), counts
+                (
+                    0,
+                    tap_y * row_pitch,
+                    tap_x * pitch,
+                    rows,
+                    stride_y * row_pitch,
+                    stride_x * pitch,
+                    0,
+                ),
+                counts,
             ),
             top_address=weights,
             top_strides=trim(
@@ -130,11 +114,11 @@ class _Convolution:
             accumulator_strides=trim((pixels, 0, 0, 0, tile.columns, 1, 0), counts),
             y_origin=y,
             y_extent=kernel.source[0],
-            y_steps=trim((0, 1, 0, 0, stride_y, 0, 0), counts),
+            y_steps=trim((0, tap_y, 0, 0, stride_y, 0, 0), counts),
             # Packed taps have their padding in memory: every column exists.
             x_origin=0 if packed else x,
             x_extent=1 if packed else kernel.source[1],
-            x_steps=(0,) * 7 if packed else trim((0, 0, 1, 0, 0, stride_x, 0), counts),
+            x_steps=(0,) * 7 if packed else trim((0, 0, tap_x, 0, 0, stride_x, 0), counts),
         )
         weight_bytes = tile.channels * chunk.tiles * size
         accesses = [
@@ -157,23 +141,16 @@ class _Convolution:
         return layout.at(y, x, first_byte)
 
     def _requantize(self, tile: TileBox, bank: int, layout: PixelLayout) -> None:
-        task, operation = self.task, self.operation
-        parameters = self._parameters(tile)
+        task = self.task
         counts = (tile.channels, 1, tile.rows, tile.columns, 1, 1)
         region = task.output_region(tile)
+        scaling, parameters = self.scaling(tile)
         instruction = Vector(
             counts=counts,
             a_source=OperandSource.ACCUMULATOR,
             a_address=bank,
             a_strides=accumulator_strides(counts),
-            use_bias=1,
-            scale_source=ScaleSource.PARAMETER,
-            parameter_address=parameters,
-            parameter_strides=trim((1, 0, 0, 0), counts),
-            rounding=operation.rounding,
-            zero_point=self.result.zero_point,
-            clamp_low=operation.clamp[0],
-            clamp_high=operation.clamp[1],
+            **scaling,
             **result_fields(layout, region, counts, self.config),
         )
         pixels = tile.channels * tile.rows * tile.columns
@@ -181,17 +158,6 @@ class _Convolution:
             instruction,
             "requantize",
             reads(Space.ACCUMULATOR, (bank, bank + pixels)),
-            reads(Space.PARAMETER, (parameters, parameters + tile.channels)),
+            parameters,
             writes(Space.ACTIVATION, layout.span(region)),
         )
-
-    def _parameters(self, tile: TileBox) -> int:
-        """Parameter row of the tile's first channels, after loading them if need be."""
-        ring = self.task.context.parameters
-        key = self.task.layer, tile.channel
-        found = ring.find(key)
-        if found is None:
-            found = ring.place(key, tile.channels)
-            address = self.parameters_at + tile.channel * self.config.parameter_row_bytes
-            load_parameters(self.task.stream, address, found, tile.channels, self.config)
-        return found

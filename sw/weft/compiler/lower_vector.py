@@ -1,4 +1,4 @@
-"""Pooling and rescaling: operations that VECTOR computes alone, in one pass."""
+"""Pooling, rescaling and products: operations that VECTOR computes alone, in one pass."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,19 +17,22 @@ from weft.compiler.vectors import (
     tile_source,
     trim,
     vector_read,
+    window_fields,
 )
-from weft.ir import AveragePool2d, MaxPool2d, Rescale
+from weft.ir import AveragePool2d, MaxPool2d, Multiply, Rescale, Tensor
 from weft_hw.instructions import (
     Head,
     Memory,
     OperandSource,
+    Rounding,
     ScaleSource,
     Tail,
     Vector,
 )
 
-__all__ = ["lower_pool", "lower_rescale"]
+__all__ = ["lower_multiply", "lower_pool", "lower_rescale"]
 
+MULTIPLIER_BITS = 31
 
 # Rescale -----------------------------------------------------------------------------------------
 
@@ -70,6 +73,49 @@ def lower_rescale(task: LayerTask) -> None:
         task.finish(tile, target)
 
 
+def lower_multiply(task: LayerTask) -> None:
+    """Emit a product: a dot product over a window of one element, one VECTOR a tile."""
+    operation = task.kernel.operation
+    assert isinstance(operation, Multiply)
+    graph = task.context.graph
+    first, second = (graph.tensor(name) for name in operation.inputs)
+    result = graph.tensor(operation.output)
+    ratio = first.scale * second.scale / result.scale
+    multiplier, exponent = multiplier_of(ratio, operation.name)
+    for tile in task.tiles():
+        region = tile_source(task, tile, task.kernel.whole)
+        layouts = [task.operand(position, region) for position in range(2)]
+        target = task.destination(tile)
+        counts = (tile.channels, 1, tile.rows, tile.columns, 1, 1)
+        output = task.output_region(tile)
+        task.stream.emit(
+            Vector(
+                counts=counts,
+                head=Head.DOT,
+                a_source=OperandSource.ACTIVATION,
+                a_address=layouts[0].at(tile.y, tile.x, region.c0),
+                a_strides=pixel_strides(layouts[0], counts, task.config),
+                a_zero_point=first.zero_point,
+                b_source=OperandSource.ACTIVATION,
+                b_address=layouts[1].at(tile.y, tile.x, region.c0),
+                b_strides=pixel_strides(layouts[1], counts, task.config),
+                b_zero_point=second.zero_point,
+                scale_source=ScaleSource.INSTRUCTION,
+                multiplier=multiplier,
+                exponent=exponent,
+                rounding=operation.rounding,
+                zero_point=result.zero_point,
+                clamp_low=operation.clamp[0],
+                clamp_high=operation.clamp[1],
+                **result_fields(target, output, counts, task.config),
+            ),
+            "multiply elements",
+            *(vector_read(task, tile, layout, region) for layout in layouts),
+            writes(Space.ACTIVATION, target.span(output)),
+        )
+        task.finish(tile, target)
+
+
 # Pools -------------------------------------------------------------------------------------------
 
 
@@ -80,6 +126,41 @@ def lower_pool(task: LayerTask) -> None:
     that do not count padding divide each border by its own number of elements.
     """
     _Pool(task).run()
+
+
+def _division(
+    operation: AveragePool2d, elements: int, source: Tensor, result: Tensor
+) -> dict[str, Any]:
+    """Fields that turn the sum over a window's elements into the average's code.
+
+    * ``codes``: with ``m = floor(2^e / n) + 1``, ``sum * m / 2^e`` exceeds ``sum / n`` in size by
+      at most ``|sum| / 2^e``. That is less than the ``1 / (2n)`` by which every other quotient
+      misses a tie, if ``256 n^2 < 2^e``; and ties are pushed away from zero. So one half-up
+      rounding divides exactly.
+    * ``mean``: TFLite's ``QuantizedMeanOrSum``: the multiplier itself is divided by n, shifted left
+      as far as 31 bits allow.
+    """
+    if operation.division == "codes":
+        bits = (elements - 1).bit_length() + MULTIPLIER_BITS - 1
+        return {
+            "multiplier": (1 << bits) // elements + 1,
+            "exponent": MULTIPLIER_BITS - bits,
+            "rounding": Rounding.HALF_UP,
+            "zero_point": 0,
+        }
+    if operation.division == "mean":
+        multiplier, exponent = multiplier_of(source.scale / result.scale, operation.name)
+        shift = min(elements.bit_length() - 1, 32, MULTIPLIER_BITS + exponent)
+        multiplier, exponent = (multiplier << shift) // elements, exponent - shift
+    else:
+        ratio = source.scale / (result.scale * elements)
+        multiplier, exponent = multiplier_of(ratio, operation.name)
+    return {
+        "multiplier": multiplier,
+        "exponent": exponent,
+        "rounding": operation.rounding,
+        "zero_point": result.zero_point,
+    }
 
 
 class _Pool:
@@ -93,7 +174,8 @@ class _Pool:
         graph = task.context.graph
         self.source = graph.tensor(operation.inputs[0])
         self.result = graph.tensor(operation.output)
-        self.zero_point = self.source.zero_point if self.average else 0
+        centred = self.average is not None and self.average.division != "codes"
+        self.zero_point = self.source.zero_point if centred else 0
         self.head = Head.SUM if self.average else Head.MAXIMUM
 
     def run(self) -> None:
@@ -172,14 +254,9 @@ class _Pool:
         """The VECTOR that scales, clamps and writes int8 results."""
         scaling: dict[str, Any] = {"scale_source": ScaleSource.NONE}
         if self.average:
-            ratio = self.source.scale / (self.result.scale * elements)
-            multiplier, exponent = multiplier_of(ratio, self.operation.name)
             scaling = {
                 "scale_source": ScaleSource.INSTRUCTION,
-                "multiplier": multiplier,
-                "exponent": exponent,
-                "rounding": self.average.rounding,
-                "zero_point": self.result.zero_point,
+                **_division(self.average, elements, self.source, self.result),
             }
         output = self.task.output_region(part)
         self.task.stream.emit(
@@ -200,26 +277,9 @@ class _Pool:
         self, part: TileBox, chunk: Chunk, layout: PixelLayout
     ) -> tuple[dict[str, Any], Access]:
         """Fields that read the window of every output pixel of a part, and the access."""
-        kernel, config = self.kernel, self.task.config
-        y, x = kernel.origin(part.y, part.x, chunk)
-        taps = chunk.y1 - chunk.y0, chunk.x1 - chunk.x0
-        counts = (part.channels, 1, part.rows, part.columns, *taps)
         region = tile_source(self.task, part, chunk)
-        height, width, _ = kernel.source
-        fields = {
-            "counts": counts,
-            "a_source": OperandSource.ACTIVATION,
-            "a_address": layout.at(y, x, region.c0),
-            "a_strides": pixel_strides(layout, counts, config, kernel.stride),
-            "a_zero_point": self.zero_point,
-            "bounded": 1,
-            "y_origin": y,
-            "y_extent": height,
-            "y_steps": trim((0, 0, kernel.stride[0], 0, 1, 0), counts),
-            "x_origin": x,
-            "x_extent": width,
-            "x_steps": trim((0, 0, 0, kernel.stride[1], 0, 1), counts),
-        }
+        fields = window_fields(self.task, part, chunk, layout, region)
+        fields["a_zero_point"] = self.zero_point
         return fields, vector_read(self.task, part, layout, region)
 
     def _parts(self, tile: TileBox) -> Iterator[tuple[TileBox, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 
 from weft.compiler.kernels import Chunk, Kernel, ceil_div
-from weft.ir import Add, AveragePool2d, MaxPool2d
+from weft.ir import AveragePool2d, Concatenate, MaxPool2d
 from weft_hw.instructions import Load, Matrix, Store, Vector
 
 __all__ = ["Tiling", "Where", "choose_tiling", "smallest_need"]
@@ -179,7 +179,7 @@ def _areas(
     inputs = output = 0
     if where.spilled_inputs:
         chunk = chunks[0]  # the largest
-        needed_rows = min((rows - 1) * kernel.stride[0] + chunk.y1 - chunk.y0, kernel.source[0])
+        needed_rows = min(kernel.rows_needed(rows, chunk), kernel.source[0])
         first, end = kernel.columns_needed(0, cols, chunk)
         needed = min(end - first, kernel.source[1])
         pitch = kernel.source_pitch
@@ -207,7 +207,7 @@ def _fit(
 ) -> Tiling | None:
     """The tiling of these sizes, or None if a memory or a descriptor's field is too small."""
     config = kernel.config
-    uses_accumulators = kernel.is_convolution or isinstance(kernel.operation, Add)
+    uses_accumulators = kernel.is_convolution or kernel.adds
     if uses_accumulators or len(chunks) > 1:
         if channel_tiles * rows * cols > config.accumulator_rows:
             return None
@@ -216,6 +216,14 @@ def _fit(
             return None
         if channel_tiles * chunks[0].tiles * config.tile_bytes > config.weight_bytes:
             return None
+    if kernel.is_depthwise:
+        taps = kernel.window[0] * kernel.window[1]
+        if channel_tiles > config.parameter_rows:
+            return None
+        if channel_tiles * taps * config.columns > config.weight_bytes:
+            return None
+    if isinstance(kernel.operation, Concatenate) and channel_tiles < kernel.result_tiles:
+        return None
     if channel_tiles > 4095 or chunks[0].r1 - chunks[0].r0 > 4095:
         return None
     inputs, output = _areas(kernel, where, chunks, channel_tiles, rows, cols)
@@ -239,7 +247,7 @@ def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
     chunks = len(tiling.chunks)
     vectors = tiling.channel_tiles * tiling.rows * tiling.columns
     vector, latency = _vector_cycles(kernel, vectors)
-    fetched = Vector.size * (3 if isinstance(kernel.operation, Add) else 1)
+    fetched = Vector.size * (3 if kernel.adds else 1)
     if not kernel.is_convolution and not where.spilled_inputs and not where.spilled_output:
         # All but the last tile can run beside the layer before (weft.compiler.overlap).
         return vector + latency + BESIDE * (tiles - 1) * (vector + latency)
@@ -279,7 +287,7 @@ def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
 
 def _vector_cycles(kernel: Kernel, vectors: int) -> tuple[float, float]:
     """VECTOR's cycles for a tile, and its latency."""
-    if isinstance(kernel.operation, Add):  # each pass reads what the one before has written
+    if kernel.adds:  # each pass reads what the one before has written
         return 3 * (vectors + VECTOR_GAP) + 2 * VECTOR_LATENCY, VECTOR_LATENCY
     window = 1 if kernel.is_convolution else kernel.window[0] * kernel.window[1]
     return vectors * window + VECTOR_GAP, VECTOR_LATENCY

@@ -7,7 +7,7 @@ from weft.compiler.stream import Space, Stream, reads, writes
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import COUNT_BITS, STRIDE_BITS, Load, Memory, Store
 
-__all__ = ["fill_gap", "load_box", "load_parameters", "load_weights", "store_box"]
+__all__ = ["fill_gap", "fill_weights", "load_box", "load_parameters", "load_weights", "store_box"]
 
 LONGEST_RUN = (1 << STRIDE_BITS) - 1
 MOST_TRIPS = (1 << COUNT_BITS) - 1
@@ -94,6 +94,22 @@ def load_weights(stream: Stream, dram_address: int, address: int, size: int) -> 
         ),
         "load weights",
         reads(Space.DRAM, (dram_address, dram_address + size)),
+        writes(Space.WEIGHT, (address, address + size)),
+    )
+
+
+def fill_weights(stream: Stream, address: int, size: int, value: int) -> None:
+    """Write one value into a range of the weight scratchpad."""
+    stream.emit(
+        Load(
+            dram_address=0,
+            address=address,
+            run_bytes=size,
+            memory=Memory.WEIGHT,
+            extent=0,  # the run does not exist: it is filled, nothing is read
+            fill=value,
+        ),
+        "fill weights",
         writes(Space.WEIGHT, (address, address + size)),
     )
 

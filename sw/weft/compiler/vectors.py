@@ -9,7 +9,7 @@ from weft.compiler.kernels import Chunk
 from weft.compiler.layout import PixelLayout, Region
 from weft.compiler.stream import Access, Space, reads
 from weft_hw.config import AcceleratorConfig
-from weft_hw.instructions import LOOPS_VECTOR_OUTER, Memory
+from weft_hw.instructions import LOOPS_VECTOR_OUTER, Memory, OperandSource
 
 __all__ = [
     "accumulator_strides",
@@ -19,6 +19,7 @@ __all__ = [
     "tile_source",
     "trim",
     "vector_read",
+    "window_fields",
 ]
 
 
@@ -38,11 +39,44 @@ def pixel_strides(
     counts: Sequence[int],
     config: AcceleratorConfig,
     stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
 ) -> tuple[int, ...]:
     """Byte strides of an image on chip: channel tiles, nothing, rows, columns, window."""
     y, x = stride
     row, pixel = layout.row_pitch, layout.pitch
-    return trim((config.columns, 0, y * row, x * pixel, row, pixel), counts)
+    return trim(
+        (config.columns, 0, y * row, x * pixel, dilation[0] * row, dilation[1] * pixel), counts
+    )
+
+
+def window_fields(
+    task: LayerTask, tile: TileBox, chunk: Chunk, layout: PixelLayout, region: Region
+) -> dict[str, Any]:
+    """Fields that read, as operand A, the existing part of every output pixel's window.
+
+    ``layout`` is where ``region``, the existing pixels that the tile reads, lies on chip.
+    """
+    kernel, config = task.kernel, task.config
+    y, x = kernel.origin(tile.y, tile.x, chunk)
+    counts = (
+        *(tile.channels, 1, tile.rows, tile.columns),
+        *(chunk.y1 - chunk.y0, chunk.x1 - chunk.x0),
+    )
+    (stride_y, stride_x), (tap_y, tap_x) = kernel.stride, kernel.dilation
+    height, width, _ = kernel.source
+    return {
+        "counts": counts,
+        "a_source": OperandSource.ACTIVATION,
+        "a_address": 0 if region.empty else layout.at(y, x, region.c0),
+        "a_strides": pixel_strides(layout, counts, config, kernel.stride, kernel.dilation),
+        "bounded": 1,
+        "y_origin": y,
+        "y_extent": height,
+        "y_steps": trim((0, 0, stride_y, 0, tap_y, 0), counts),
+        "x_origin": x,
+        "x_extent": width,
+        "x_steps": trim((0, 0, 0, stride_x, 0, tap_x), counts),
+    }
 
 
 def result_fields(

@@ -2,7 +2,17 @@
 
 from weft.passes.base import Pass, run_passes
 from weft.passes.check_limits import CheckLimits
+from weft.passes.fuse_padding import FusePadding
 from weft.passes.images_only import ImagesOnly
 from weft.passes.remove_dead import RemoveDead
+from weft.passes.split_groups import SplitGroups
 
-__all__ = ["CheckLimits", "ImagesOnly", "Pass", "RemoveDead", "run_passes"]
+__all__ = [
+    "CheckLimits",
+    "FusePadding",
+    "ImagesOnly",
+    "Pass",
+    "RemoveDead",
+    "SplitGroups",
+    "run_passes",
+]

@@ -1,11 +1,12 @@
 """Refusal of what the machine's arithmetic or descriptors cannot express, layer by layer."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from weft.errors import UnsupportedModel
-from weft.ir import AveragePool2d, Conv2d, Graph, MaxPool2d, Operation
+from weft.ir import AveragePool2d, Conv2d, Graph, MaxPool2d, Operation, Pad
 from weft.passes.base import Pass
 from weft_hw.instructions import Rounding
 
@@ -25,7 +26,7 @@ class CheckLimits(Pass):
     Raises
     ------
     UnsupportedModel
-        For groups and dilation, for sizes beyond the descriptors' fields and for sums that could
+        For sizes beyond the descriptors' fields and for sums that could
         leave 32 bits; the message names the layer.
     """
 
@@ -49,12 +50,8 @@ def _check(operation: Operation, graph: Graph) -> None:
     if getattr(operation, "rounding", None) == Rounding.STOCHASTIC:
         refuse("stochastic rounding is not supported")
     if isinstance(operation, Conv2d):
-        if operation.groups != 1:
-            refuse(
-                f"{operation.groups} groups: only ordinary convolutions are supported (groups=1)"
-            )
-        if operation.dilation != (1, 1):
-            refuse(f"dilation {operation.dilation} is not supported (only 1)")
+        if max(operation.dilation) > LARGEST_STEP:
+            refuse(f"dilation {operation.dilation}: at most {LARGEST_STEP} is supported")
         zero = graph.tensor(operation.inputs[0]).zero_point
         largest = max(127 - zero, zero + 128)
         sums = np.abs(operation.weights.astype(np.int64)).sum(axis=(1, 2, 3)) * largest
@@ -65,7 +62,8 @@ def _check(operation: Operation, graph: Graph) -> None:
     if isinstance(operation, Conv2d | MaxPool2d | AveragePool2d):
         if max(operation.stride) > LARGEST_STEP:
             refuse(f"stride {operation.stride}: at most {LARGEST_STEP} is supported")
+    if isinstance(operation, Conv2d | MaxPool2d | AveragePool2d | Pad):
         if max(max(axis) for axis in operation.padding) > LARGEST_PADDING:
             refuse(f"padding {operation.padding}: at most {LARGEST_PADDING} is supported")
-    if isinstance(operation, AveragePool2d) and np.prod(operation.kernel) > LARGEST_POOL:
+    if isinstance(operation, AveragePool2d) and math.prod(operation.kernel) > LARGEST_POOL:
         refuse(f"kernel {operation.kernel}: the sum could leave 32 bits")

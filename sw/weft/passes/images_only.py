@@ -2,11 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from weft.errors import UnsupportedModel
-from weft.ir import Conv2d, Flatten, Graph, Linear, Operation, Tensor
+from weft.ir import Concatenate, Conv2d, Flatten, Graph, Linear, Operation, Reshape, Tensor
 from weft.passes.base import Pass
 
 __all__ = ["ImagesOnly"]
@@ -21,16 +22,18 @@ class ImagesOnly(Pass):
     * A Flatten disappears: its result is the image itself. A Linear on it becomes a convolution
       whose kernel covers the whole image, so that no element has to move; its weight columns are
       permuted from the model's order into [kernel row, kernel column, channel].
+    * A Reshape disappears where elements need not move: between one-pixel images and vectors,
+      back to the image that was flattened, and of a graph input that nothing else reads.
     * A flattened image that is a graph output stays an image too; who hands the output over puts
       its elements into the model's order (``Program`` records it as a host operation).
 
-    Only what works element by element (Add, Rescale) may stand between a Flatten and its Linear.
+    Only what works element by element (Add, Rescale...) may stand between a Flatten and its Linear.
 
     Raises
     ------
     UnsupportedModel
-        If an Add mixes a flattened image with a vector of another arrangement, or an output is
-        flattened in another order than the model's images have.
+        If an operation mixes a flattened image with a vector of another arrangement, a Reshape
+        would move elements, or an output is flattened in another order than the model's images.
     """
 
     def apply(self, graph: Graph) -> Graph:
@@ -78,7 +81,18 @@ class _State:
             elif height * width > 1 and channels > 1:
                 self.order[operation.output] = operation.order
             return None
+        if isinstance(operation, Reshape):
+            self._reshape(operation, output)
+            return None
         inputs = tuple(self.alias(name) for name in operation.inputs)
+        if isinstance(operation, Concatenate) and len(output.shape) == 1:
+            for name in operation.inputs:
+                if name in self.order:
+                    _refuse(
+                        operation, "joins a flattened image to a vector; join before flattening"
+                    )
+            self.images[output.name] = _as_image(output)
+            return dataclasses.replace(operation, inputs=inputs)
         source = self.images[inputs[0]].shape
         if isinstance(operation, Linear):
             self.images[output.name] = _as_image(output)
@@ -88,15 +102,36 @@ class _State:
             orders = {self.order.get(name, "HWC") for name in operation.inputs}
             shapes = {self.images[name].shape for name in inputs}
             if len(orders) > 1 or len(shapes) > 1:
-                raise UnsupportedModel(
-                    f"{operation.name} ({operation.source or operation.kind}): adds a flattened "
-                    "image to a vector of another origin; add before flattening instead"
+                _refuse(
+                    operation,
+                    "adds a flattened image to a vector of another origin; add before flattening "
+                    "instead",
                 )
             if operation.inputs[0] in self.order:
                 self.order[output.name] = self.order[operation.inputs[0]]
             output = dataclasses.replace(output, shape=source)
         self.images[output.name] = output
         return dataclasses.replace(operation, inputs=inputs)
+
+    def _reshape(self, operation: Reshape, output: Tensor) -> None:
+        name = operation.inputs[0]
+        image = self.alias(name)
+        if self.order.get(name, "HWC") != "HWC":
+            _refuse(operation, "reshapes a vector that is not in the order height, width, channels")
+        if self.images[image].shape != output.shape:
+            alone = image in self.graph.inputs and image not in self.graph.outputs
+            if not alone or [*self.graph.consumers(image)] != [operation]:
+                _refuse(
+                    operation,
+                    f"reshapes {self.images[image].shape} to {output.shape}; weft reshapes only "
+                    "inputs and what lies alike in memory",
+                )
+            self.images[image] = dataclasses.replace(self.images[image], shape=output.shape)
+        self.aliases[output.name] = image
+
+
+def _refuse(operation: Operation, text: str) -> NoReturn:
+    raise UnsupportedModel(f"{operation.name} ({operation.source or operation.kind}): {text}")
 
 
 def _as_image(tensor: Tensor) -> Tensor:
@@ -126,4 +161,5 @@ def _as_convolution(
         bias=linear.bias,
         clamp=linear.clamp,
         rounding=linear.rounding,
+        product_scales=linear.product_scales,
     )

@@ -1,0 +1,86 @@
+"""Padding and concatenation: VECTOR copies codes from one place on chip to another."""
+
+import dataclasses
+
+from weft.compiler.context import LayerTask
+from weft.compiler.kernels import ceil_div
+from weft.compiler.layout import Region, pixel_pitch
+from weft.compiler.stream import Space, reads, writes
+from weft.compiler.vectors import (
+    pixel_strides,
+    result_fields,
+    tile_source,
+    vector_read,
+    window_fields,
+)
+from weft.ir import Concatenate, Pad
+from weft_hw.instructions import OperandSource, Vector
+
+__all__ = ["lower_concatenate", "lower_pad"]
+
+
+def lower_pad(task: LayerTask) -> None:
+    """Emit a border: a sum over windows of one pixel, empty (so real 0) outside the image."""
+    assert isinstance(task.kernel.operation, Pad)
+    tensor = task.context.graph.tensor(task.kernel.operation.output)
+    whole = task.kernel.whole
+    for tile in task.tiles():
+        region = tile_source(task, tile, whole)
+        layout = task.operand(0, region)
+        target = task.destination(tile)
+        output = task.output_region(tile)
+        window = window_fields(task, tile, whole, layout, region)
+        accesses = [] if region.empty else [vector_read(task, tile, layout, region)]
+        task.stream.emit(
+            Vector(
+                **window,
+                a_zero_point=tensor.zero_point,
+                zero_point=tensor.zero_point,
+                clamp_low=-128,
+                clamp_high=127,
+                **result_fields(target, output, window["counts"], task.config),
+            ),
+            "pad",
+            *accesses,
+            writes(Space.ACTIVATION, target.span(output)),
+        )
+        task.finish(tile, target)
+
+
+def lower_concatenate(task: LayerTask) -> None:
+    """Emit a concatenation of channels: one VECTOR an input and tile.
+
+    Only the model's channels are written: what lies behind them in a pixel meets weights of 0.
+    """
+    operation = task.kernel.operation
+    assert isinstance(operation, Concatenate)
+    graph, config = task.context.graph, task.config
+    for tile in task.tiles():
+        target = task.destination(tile)
+        output = task.output_region(tile)
+        first = 0
+        for position, name in enumerate(operation.inputs):
+            channels = graph.tensor(name).shape[2]
+            region = Region(
+                output.y0, output.y1, output.x0, output.x1, 0, pixel_pitch(channels, config)
+            )
+            layout = task.operand(position, region)
+            counts = (ceil_div(channels, config.columns), 1, tile.rows, tile.columns, 1, 1)
+            part = dataclasses.replace(output, c0=first, c1=first + channels)
+            read = layout.span(region, slack=config.columns)
+            task.stream.emit(
+                Vector(
+                    counts=counts,
+                    a_source=OperandSource.ACTIVATION,
+                    a_address=layout.at(tile.y, tile.x, 0),
+                    a_strides=pixel_strides(layout, counts, config),
+                    clamp_low=-128,
+                    clamp_high=127,
+                    **result_fields(target, part, counts, config),
+                ),
+                "concatenate",
+                reads(Space.ACTIVATION, read),
+                writes(Space.ACTIVATION, target.span(part)),
+            )
+            first += channels
+        task.finish(tile, target)

@@ -1,0 +1,379 @@
+"""Small quantized .tflite files, written without TensorFlow, and the interpreter that judges them.
+
+A :class:`TfliteWriter` grows operator by operator. Each new operator's output is calibrated: the
+interpreter runs it alone on the values that its inputs have, and scale and zero point are adjusted
+until the codes spread over the int8 range.
+"""
+
+from dataclasses import dataclass, field
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+__all__ = ["Record", "TfliteWriter", "interpreter_tensors", "open_interpreter", "reference"]
+
+TYPES = {
+    "float32": schema.TensorType.FLOAT32,
+    "int8": schema.TensorType.INT8,
+    "int16": schema.TensorType.INT16,
+    "int32": schema.TensorType.INT32,
+    "int64": schema.TensorType.INT64,
+    "uint8": schema.TensorType.UINT8,
+}
+
+
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-12, 2.0**10
+"""Of calibrated outputs: a result that is constant would drive its scale to nothing."""
+
+
+@dataclass
+class Record:
+    """A tensor to write; ``values`` is what it holds in calibration, ``data`` a constant."""
+
+    name: str
+    shape: tuple
+    kind: str = "int8"
+    scales: tuple = ()
+    zero_points: tuple = ()
+    axis: int = 0
+    data: np.ndarray | None = None
+    values: np.ndarray | None = None
+    packed: bytes | None = None  # int4: what to write instead of data
+    signature: tuple | None = None
+
+
+@dataclass
+class Node:
+    """An operator to write."""
+
+    kind: str
+    inputs: list
+    outputs: list
+    options: object = None
+
+
+@dataclass
+class TfliteWriter:
+    """A model that grows; methods return records."""
+
+    rng: np.random.Generator
+    records: list = field(default_factory=list)
+    nodes: list = field(default_factory=list)
+    inputs: list = field(default_factory=list)
+
+    # Tensors -----------------------------------------------------------------------------------
+
+    def record(self, shape, **fields) -> Record:
+        fields.setdefault("name", f"t{len(self.records)}")
+        made = Record(shape=tuple(int(size) for size in shape), **fields)
+        self.records.append(made)
+        return made
+
+    def quantization(self):
+        """A random scale (a float32 as written) and zero point, both ends now and then."""
+        scale = float(np.float32(2.0 ** self.rng.uniform(-8, 2)))
+        if self.rng.random() < 0.2:
+            scale = float(2.0 ** int(self.rng.integers(-8, 2)))
+        zero = int(self.rng.choice([-128, 127, 0, *self.rng.integers(-128, 128, 5)]))
+        return {"scales": (scale,), "zero_points": (zero,)}
+
+    def input(self, shape, values=None, **fields) -> Record:
+        fields = self.quantization() | fields
+        made = self.record(shape, **fields)
+        if values is None:
+            values = self.rng.integers(-128, 128, made.shape).astype(np.int8)
+        made.values = values
+        self.inputs.append(made)
+        return made
+
+    def constant(self, data, **fields) -> Record:
+        data = np.asarray(data)
+        made = self.record(data.shape, kind=str(data.dtype), data=data, **fields)
+        made.values = data
+        return made
+
+    def filters(self, shape, axis, per_channel=True) -> Record:
+        """Random weights with symmetric quantization, a few zeros among them."""
+        data = self.rng.integers(-127, 128, shape).astype(np.int8)
+        data[self.rng.random(data.shape) < 0.1] = 0
+        count = shape[axis] if per_channel else 1
+        scales = tuple(float(np.float32(2.0 ** self.rng.uniform(-9, -5))) for _ in range(count))
+        return self.constant(data, scales=scales, zero_points=(0,) * count, axis=axis)
+
+    def bias(self, source: Record, weights: Record, count: int) -> list:
+        """A bias at the product's scale, as the converter writes it."""
+        scales = tuple(float(np.float32(source.scales[0] * scale)) for scale in weights.scales)
+        data = self.rng.integers(-4000, 4000, count).astype(np.int32)
+        return [self.constant(data, scales=scales, zero_points=(0,) * len(scales))]
+
+    # Operators ---------------------------------------------------------------------------------
+
+    def node(self, operator, inputs, shape, options=None, like=None, **fields) -> Record:
+        """Append an operator; its output has the quantization of ``like``, or is calibrated."""
+        calibrate = like is None and not fields
+        if like is not None:
+            fields = {"scales": like.scales, "zero_points": like.zero_points} | fields
+        elif calibrate:
+            fields = self.quantization()
+        output = self.record(shape, **fields)
+        made = Node(operator, list(inputs), [output], options)
+        self.nodes.append(made)
+        if calibrate:
+            self._calibrate(made, output)
+        else:
+            (output.values,) = self._alone(made)
+        return output
+
+    def _alone(self, node: Node):
+        """Values of an operator's outputs on its inputs' values."""
+        given = [each for each in node.inputs if each is not None]
+        inputs = [each for each in given if each.data is None]
+        data = self.pack(inputs, node.outputs, [node])
+        return reference(data, [each.values for each in inputs])
+
+    def _calibrate(self, node: Node, output: Record) -> None:
+        wanted = float(self.rng.uniform(25, 45))
+        for _ in range(8):
+            (codes,) = self._alone(node)
+            saturated = np.mean((codes == -128) | (codes == 127))
+            spread = float(codes.std())
+            if saturated > 0.15:
+                factor = 4.0
+            elif spread < wanted / 2 or spread > 2 * wanted:
+                factor = max(spread, wanted / 8) / wanted
+            else:
+                break
+            scale = min(max(output.scales[0] * factor, SMALLEST_SCALE), LARGEST_SCALE)
+            output.scales = (float(np.float32(scale)),)
+        output.values = codes
+
+    def activation(self):
+        """A random fused activation."""
+        kinds = schema.ActivationFunctionType
+        return int(
+            self.rng.choice([kinds.NONE] * 4 + [kinds.RELU, kinds.RELU6, kinds.RELU_N1_TO_1])
+        )
+
+    def window_options(self, options, stride, padding):
+        options.strideH, options.strideW = (int(each) for each in stride)
+        options.padding = getattr(schema.Padding, padding)
+        options.fusedActivationFunction = self.activation()
+        return options
+
+    def conv(
+        self, source, filters, kernel, stride=(1, 1), padding="SAME", dilation=(1, 1), groups=1
+    ) -> Record:
+        depth = source.shape[3] // groups
+        weights = self.filters((filters, *kernel, depth), 0, self.rng.random() < 0.8)
+        options = self.window_options(schema.Conv2DOptionsT(), stride, padding)
+        options.dilationHFactor, options.dilationWFactor = (int(each) for each in dilation)
+        shape = (source.shape[0], *sides(source, kernel, stride, padding, dilation), filters)
+        inputs = [source, weights, *self.bias(source, weights, filters)]
+        return self.node("CONV_2D", inputs, shape, options)
+
+    def depthwise(
+        self, source, kernel, stride=(1, 1), padding="SAME", dilation=(1, 1), multiplier=1
+    ) -> Record:
+        filters = source.shape[3] * multiplier
+        weights = self.filters((1, *kernel, filters), 3, self.rng.random() < 0.8)
+        options = self.window_options(schema.DepthwiseConv2DOptionsT(), stride, padding)
+        options.depthMultiplier = multiplier
+        options.dilationHFactor, options.dilationWFactor = (int(each) for each in dilation)
+        shape = (source.shape[0], *sides(source, kernel, stride, padding, dilation), filters)
+        inputs = [source, weights, *self.bias(source, weights, filters)]
+        return self.node("DEPTHWISE_CONV_2D", inputs, shape, options)
+
+    def dense(self, source, filters, keep=False) -> Record:
+        features = source.shape[-1] if keep else int(np.prod(source.shape[1:]))
+        weights = self.filters((filters, features), 0, self.rng.random() < 0.5)
+        options = schema.FullyConnectedOptionsT()
+        options.fusedActivationFunction = self.activation()
+        options.keepNumDims = keep
+        shape = (*source.shape[:-1], filters) if keep else (source.shape[0], filters)
+        inputs = [source, weights]
+        if self.rng.random() < 0.85:
+            inputs += self.bias(source, weights, filters)
+        return self.node("FULLY_CONNECTED", inputs, shape, options)
+
+    def elementwise(self, kind, first, second) -> Record:
+        options = getattr(schema, f"{kind.title()}OptionsT")()
+        options.fusedActivationFunction = self.activation()
+        shape = np.broadcast_shapes(first.shape, second.shape)
+        return self.node(kind, [first, second], shape, options)
+
+    def pool(self, kind, source, kernel, stride, padding="VALID") -> Record:
+        options = self.window_options(schema.Pool2DOptionsT(), stride, padding)
+        options.filterHeight, options.filterWidth = (int(each) for each in kernel)
+        shape = (source.shape[0], *sides(source, kernel, stride, padding), source.shape[3])
+        return self.node(kind, [source], shape, options, like=source)
+
+    def mean(self, source, keep) -> Record:
+        axes = self.constant(np.array([1, 2], np.int32))
+        options = schema.ReducerOptionsT()
+        options.keepDims = keep
+        batch, _, _, channels = source.shape
+        shape = (batch, 1, 1, channels) if keep else (batch, channels)
+        return self.node("MEAN", [source, axes], shape, options)
+
+    def pad(self, source, amounts) -> Record:
+        table = self.constant(np.array([(0, 0), *amounts, (0, 0)], np.int32))
+        shape = np.array(source.shape) + table.data.sum(axis=1)
+        return self.node("PAD", [source, table], shape, schema.PadOptionsT(), like=source)
+
+    def concatenate(self, *sources) -> Record:
+        options = schema.ConcatenationOptionsT()
+        options.axis = int(self.rng.choice([-1, len(sources[0].shape) - 1]))
+        channels = sum(source.shape[-1] for source in sources)
+        shape = (*sources[0].shape[:-1], channels)
+        return self.node("CONCATENATION", sources, shape, options, like=sources[0])
+
+    def reshape(self, source, shape) -> Record:
+        target = self.constant(np.array(shape, np.int32))
+        options = schema.ReshapeOptionsT()
+        options.newShape = [int(size) for size in shape]
+        return self.node("RESHAPE", [source, target], shape, options, like=source)
+
+    def unary(self, kind, source, **fields) -> Record:
+        options = schema.QuantizeOptionsT() if kind == "QUANTIZE" else None
+        return self.node(kind, [source], source.shape, options, **fields)
+
+    def softmax(self, source) -> Record:
+        options = schema.SoftmaxOptionsT()
+        options.beta = float(self.rng.choice([1.0, 0.5, 2.0]))
+        fields = {"scales": (1 / 256,), "zero_points": (-128,)}
+        return self.node("SOFTMAX", [source], source.shape, options, **fields)
+
+    def dequantize(self, source) -> Record:
+        return self.node("DEQUANTIZE", [source], source.shape, kind="float32")
+
+    # File --------------------------------------------------------------------------------------
+
+    def pack(self, inputs, outputs, nodes=None) -> bytes:
+        """The file's bytes: those nodes (all, unless given) between inputs and outputs."""
+        nodes = self.nodes if nodes is None else nodes
+        model = schema.ModelT()
+        model.version = 3
+        model.buffers = [schema.BufferT()]
+        graph = schema.SubGraphT()
+        numbers: dict[int, int] = {}
+        tensors = []
+        codes: list[str] = []
+
+        def number(record):
+            if record is None:
+                return -1
+            if id(record) not in numbers:
+                numbers[id(record)] = len(tensors)
+                tensors.append(_tensor(record, model.buffers))
+            return numbers[id(record)]
+
+        graph.inputs = [number(each) for each in inputs]
+        graph.operators = []
+        for node in nodes:
+            operator = schema.OperatorT()
+            if node.kind not in codes:
+                codes.append(node.kind)
+            operator.opcodeIndex = codes.index(node.kind)
+            operator.inputs = [number(each) for each in node.inputs]
+            operator.outputs = [number(each) for each in node.outputs]
+            if node.options is not None:
+                name = type(node.options).__name__.removesuffix("T")
+                operator.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+                operator.builtinOptions = node.options
+            graph.operators.append(operator)
+        graph.outputs = [number(each) for each in outputs]
+        graph.tensors = tensors
+        model.operatorCodes = [_code(kind) for kind in codes]
+        model.subgraphs = [graph]
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def model(self, *outputs) -> bytes:
+        """The whole model's bytes."""
+        return self.pack(self.inputs, outputs)
+
+
+def _code(kind):
+    code = schema.OperatorCodeT()
+    code.builtinCode = getattr(schema.BuiltinOperator, kind)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+    code.version = 1
+    return code
+
+
+def _tensor(record: Record, buffers: list):
+    tensor = schema.TensorT()
+    tensor.name = record.name
+    tensor.shape = list(record.shape)
+    if record.signature is not None:
+        tensor.shapeSignature = list(record.signature)
+    if record.packed is None:
+        tensor.type = TYPES.get(record.kind, schema.TensorType.FLOAT32)
+    else:
+        tensor.type = schema.TensorType.INT4
+    tensor.buffer = 0
+    if record.data is not None:
+        buffer = schema.BufferT()
+        data = record.packed if record.packed is not None else record.data.tobytes()
+        buffer.data = np.frombuffer(data, np.uint8)
+        tensor.buffer = len(buffers)
+        buffers.append(buffer)
+    if record.scales:
+        quantization = schema.QuantizationParametersT()
+        quantization.scale = np.array(record.scales, np.float32)
+        quantization.zeroPoint = np.array(record.zero_points, np.int64)
+        quantization.quantizedDimension = record.axis
+        tensor.quantization = quantization
+    return tensor
+
+
+def sides(source, kernel, stride, padding, dilation=(1, 1)):
+    """Height and width of a window's output, as TFLite computes them."""
+    result = []
+    for axis in range(2):
+        size = source.shape[axis + 1]
+        extent = (kernel[axis] - 1) * dilation[axis] + 1
+        if padding == "SAME":
+            result.append((size + stride[axis] - 1) // stride[axis])
+        else:
+            result.append((size - extent + stride[axis]) // stride[axis])
+    return result
+
+
+# The judge ---------------------------------------------------------------------------------------
+
+
+def open_interpreter(model) -> Interpreter:
+    """The interpreter with the reference kernels; ``model`` is bytes or a path."""
+    source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+    interpreter = Interpreter(
+        **source,
+        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def reference(model, inputs) -> list:
+    """The outputs of a model, with batch axis."""
+    interpreter = open_interpreter(model)
+    for detail, values in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], values)
+    interpreter.invoke()
+    return [interpreter.get_tensor(each["index"]) for each in interpreter.get_output_details()]
+
+
+def interpreter_tensors(interpreter: Interpreter, inputs) -> dict:
+    """Every tensor that has a name, after a run."""
+    for detail, values in zip(interpreter.get_input_details(), inputs, strict=True):
+        interpreter.set_tensor(detail["index"], values)
+    interpreter.invoke()
+    return {
+        detail["name"]: interpreter.get_tensor(detail["index"])
+        for detail in interpreter.get_tensor_details()
+        if detail["name"]
+    }
