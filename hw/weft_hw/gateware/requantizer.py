@@ -1,5 +1,8 @@
 """Bias, left shift and requantization of one vector a cycle, in every rounding of the contract."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -8,7 +11,7 @@ from weft_hw.instructions import Rounding
 
 __all__ = ["Requantizer"]
 
-COARSE_MASK = Const((1 << 56) - 1, 56)
+KEPT_BITS = 33  # of what is shifted: an int32 and the bit below
 FINE_MASK = Const((1 << 7) - 1, 7)
 INT32_MAX = Const((1 << 31) - 1, 32)
 INT32_MIN = Const(1 << 31, 32)
@@ -192,28 +195,44 @@ class Requantizer(wiring.Component):
             ]
 
         # 6, 7: right shift by eights, then by ones. The lowest bit stands for one half; `sticky`
-        # tells whether anything of the bits below it is set.
+        # tells whether anything of the bits below it is set, `exceeds` whether a bit above those
+        # that are kept differs from the sign.
         scaled = Signal(signed(64), name=f"scaled_{lane}")
         m.d.comb += scaled.eq(
             Cat(Const(0, 1), product[:31] & ~two_step[5].replicate(31), product[31:])
         )
-        coarse = register("coarse", signed(64))
+        eights = right_5[3:]
+        coarse = register("coarse", signed(KEPT_BITS + 7))
         sticky_6 = register("sticky_6", 1)
+        exceeds_6 = register("exceeds_6", 1)
+        negative_6 = register("negative_6", 1)
         right_6 = register("right_6", 3)
-        eights = Cat(Const(0, 3), right_5[3:])
-        eights_left = Cat(Const(7, 3), right_5[3:])  # inverted, 56 less the above
+        dropped = [(eights > k) & scaled[8 * k : 8 * k + 8].any() for k in range(7)]
+        # Bytes above those that `coarse` holds; for larger shifts they are all sign.
+        first_above = len(coarse) // 8
+        above = [
+            (eights <= k - first_above) & (scaled[8 * k : 8 * k + 8] ^ product[-1].replicate(8)).any()
+            for k in range(first_above, 8)
+        ]
         with m.If(valid[5]):
             m.d.sync += [
-                coarse.eq(scaled >> eights),
-                sticky_6.eq((scaled[:56] & (COARSE_MASK >> ~eights_left)).any()),
+                coarse.eq((scaled >> Cat(Const(0, 3), eights))[: len(coarse)]),
+                sticky_6.eq(reduce(or_, dropped)),
+                exceeds_6.eq(reduce(or_, above)),
+                negative_6.eq(product[-1]),
                 right_6.eq(right_5[:3]),
             ]
-        fine = register("fine", signed(64))
+        fine = register("fine", KEPT_BITS)
         sticky_7 = register("sticky_7", 1)
+        exceeds_7 = register("exceeds_7", 1)
+        negative_7 = register("negative_7", 1)
+        differs = coarse[KEPT_BITS - 1 :] ^ negative_6.replicate(8)
         with m.If(valid[6]):
             m.d.sync += [
-                fine.eq(coarse >> right_6),
+                fine.eq((coarse >> right_6)[:KEPT_BITS]),
                 sticky_7.eq(sticky_6 | (coarse[:7] & (FINE_MASK >> ~right_6)).any()),
+                exceeds_7.eq(exceeds_6 | (differs >> right_6).any()),
+                negative_7.eq(negative_6),
             ]
 
         # Beside them: the 16 bits below the result's lowest one, with zeros below the product's.
@@ -229,7 +248,7 @@ class Requantizer(wiring.Component):
             m.d.sync += fraction.eq((window >> right_6)[:16])
 
         # 8: the rounding decision, in this one place, and saturation.
-        half, odd, negative = fine[0], fine[1], fine[63]
+        half, odd, negative = fine[0], fine[1], negative_7
         increment = Signal(name=f"increment_{lane}")
         with m.If(two_step[7]):
             m.d.comb += increment.eq(half & (sticky_7 | ~negative))
@@ -239,17 +258,12 @@ class Requantizer(wiring.Component):
             m.d.comb += increment.eq((fraction + self.random[lane])[16])
         with m.Else():
             m.d.comb += increment.eq(half)
-        above = fine[32:]  # the sign of an int32 and everything above it
-        fits = Signal(name=f"fits_{lane}")
         rounded = Signal(signed(33), name=f"rounded_{lane}")
-        m.d.comb += [
-            fits.eq(above.all() | ~above.any()),
-            rounded.eq(fine[1:33].as_signed() + increment),
-        ]
+        m.d.comb += rounded.eq(fine[1:].as_signed() + increment)
         result = register("result", signed(32))
         m.d.comb += self.result[lane].eq(result)
         with m.If(valid[7]):
-            with m.If(~fits):
+            with m.If(exceeds_7):
                 m.d.sync += result.eq(Mux(negative, INT32_MIN, INT32_MAX))
             with m.Elif(rounded[32] != rounded[31]):  # the largest int32, rounded up
                 m.d.sync += result.eq(INT32_MAX)
