@@ -119,7 +119,7 @@ FAULTS = (
     ),
     Fault(
         "fetch.py",
-        "length.eq(config.burst_beats - next_beat[:burst_bits])",
+        "length.eq(config.burst_beats - first_beat[:burst_bits])",
         "length.eq(config.burst_beats)",
         "bursts are not aligned and may cross 4 KiB",
         ("test_fetch.py",),

@@ -1,5 +1,7 @@
 """Dispatch: routes the program's instructions to four queues and lets semaphores start them."""
 
+from types import SimpleNamespace
+
 from amaranth.hdl import Array, Cat, Module, Signal
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -149,6 +151,23 @@ class Dispatch(wiring.Component):
                 m.d.sync += offset.eq(self.oldest_offset[queue])
         m.d.comb += self.overflow.instruction.eq(Array(retired)[semaphores.overflow_queue])
 
+    def _hold(self, m: Module, reading: Signal) -> SimpleNamespace:
+        """The word to look at, in a register, its opcode compared with all that there are."""
+        payload = Signal(word_layout(), name="word", reset_less=True)
+        valid, ready = Signal(name="word_valid"), Signal(name="word_ready")
+        every = INSTRUCTIONS.values()
+        kinds = {kind: Signal(name=f"word_is_{kind.__name__.lower()}") for kind in every}
+        m.d.comb += self.words.ready.eq(reading & (~valid | ready))
+        with m.If(~reading):
+            m.d.sync += valid.eq(0)
+        with m.Elif(~valid | ready):
+            m.d.sync += valid.eq(self.words.valid)
+            with m.If(self.words.valid):
+                m.d.sync += payload.eq(self.words.payload)
+                for kind, matches in kinds.items():
+                    m.d.sync += matches.eq(self.words.payload.data[:8] == kind.opcode)
+        return SimpleNamespace(payload=payload, valid=valid, ready=ready, kinds=kinds)
+
     def _route(self, m: Module, queues: list[InstructionQueue], quiet: Signal) -> None:
         config = self._config
         state = Signal(State)
@@ -159,24 +178,27 @@ class Dispatch(wiring.Component):
         latched_target = Signal(len(queues))  # one-hot
         usable = Signal()  # the word may be looked at
         known = Signal()
+        reading = Signal()
+        m.d.comb += reading.eq((state == State.FIRST) | (state == State.REST))
+        words = self._hold(m, reading)
         # By then a fault that the last retirement caused has stopped the machine.
         rest = Signal(REST_CYCLES)
         rested = Signal()
         m.d.sync += rest.eq(Cat(quiet, rest))
         m.d.comb += rested.eq(quiet & rest.all())
-        m.d.comb += usable.eq(self.words.valid & ~self.words.payload.error & ~self.stop)
+        m.d.comb += usable.eq(words.valid & ~words.payload.error & ~self.stop)
 
         for queue in Queue:
             component = queues[queue]
             m.d.comb += [
                 component.words.valid.eq(usable & target[queue]),
-                component.words.payload.data.eq(self.words.payload.data),
+                component.words.payload.data.eq(words.payload.data),
                 component.words.payload.number.eq(number),
             ]
             with m.If(usable & target[queue]):
-                m.d.comb += self.words.ready.eq(component.words.ready)
+                m.d.comb += words.ready.eq(component.words.ready)
         taken = Signal()
-        m.d.comb += taken.eq(self.words.valid & self.words.ready)
+        m.d.comb += taken.eq(words.valid & words.ready)
         with m.If(taken):
             m.d.sync += [number.eq(number + 1), remaining.eq(remaining - 1)]
 
@@ -207,7 +229,7 @@ class Dispatch(wiring.Component):
                         m.d.sync += state.eq(State.FIRST)
             with m.Case(State.FIRST):
                 for kind in INSTRUCTIONS.values():
-                    with m.If(self.words.payload.data[:8] == kind.opcode):
+                    with m.If(words.kinds[kind]):
                         m.d.comb += known.eq(1)
                         if kind.queue is None:
                             continue
@@ -219,8 +241,8 @@ class Dispatch(wiring.Component):
                 m.d.sync += latched_target.eq(target)
                 with m.If(taken):
                     m.d.sync += first_number.eq(number)
-                with m.If(usable & (self.words.payload.data[:8] == End.opcode)):
-                    m.d.comb += self.words.ready.eq(1)
+                with m.If(usable & words.kinds[End]):
+                    m.d.comb += words.ready.eq(1)
                     m.d.sync += state.eq(State.ENDING)
                 with m.If(usable & ~known):
                     raise_fault(FaultCause.BAD_OPCODE)
@@ -235,10 +257,5 @@ class Dispatch(wiring.Component):
                 with m.If(rested & ~self.stop):
                     m.d.comb += self.done.eq(1)
                     m.d.sync += state.eq(State.IDLE)
-        with m.If(
-            ((state == State.FIRST) | (state == State.REST))
-            & self.words.valid
-            & self.words.payload.error
-            & ~self.stop
-        ):
+        with m.If(reading & words.valid & words.payload.error & ~self.stop):
             raise_fault(FaultCause.FETCH_ERROR)

@@ -89,12 +89,11 @@ class Fetch(wiring.Component):
         # Requests, against the room that is neither filled nor promised.
         next_beat = Signal(config.address_width - beat_bits, reset_less=True)
         room = Signal(range(self.buffer_beats + 1), init=self.buffer_beats)
-        length = Signal(range(config.burst_beats + 1))
+        length = Signal(range(config.burst_beats + 1), reset_less=True)  # of the next burst
         outstanding = Signal(range(self.buffer_beats + 1))  # beats
         requested = Signal()  # a new request becomes valid
         taken = Signal()  # a beat leaves the buffer
         m.d.comb += [
-            length.eq(config.burst_beats - next_beat[:burst_bits]),
             requested.eq(
                 active
                 & ~self.ended
@@ -113,6 +112,7 @@ class Fetch(wiring.Component):
                 self.axi.araddr.eq(next_beat << beat_bits),
                 self.axi.arlen.eq(length - 1),
                 next_beat.eq(next_beat + length),
+                length.eq(config.burst_beats),
             ]
         added = Signal.like(length)
         with m.If(requested):
@@ -122,7 +122,12 @@ class Fetch(wiring.Component):
             outstanding.eq(outstanding + added - self.beat),
         ]
         with m.If(self.start):
-            m.d.sync += [next_beat.eq(self.address[beat_bits:]), room.eq(self.buffer_beats)]
+            first_beat = self.address[beat_bits:]
+            m.d.sync += [
+                next_beat.eq(first_beat),
+                length.eq(config.burst_beats - first_beat[:burst_bits]),
+                room.eq(self.buffer_beats),
+            ]
 
         # The buffer.
         m.submodules.buffer = buffer = ResetInserter(self.start)(

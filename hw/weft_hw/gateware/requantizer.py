@@ -210,8 +210,9 @@ class Requantizer(wiring.Component):
         dropped = [(eights > k) & scaled[8 * k : 8 * k + 8].any() for k in range(7)]
         # Bytes above those that `coarse` holds; for larger shifts they are all sign.
         first_above = len(coarse) // 8
+        signs = product[-1].replicate(8)
         above = [
-            (eights <= k - first_above) & (scaled[8 * k : 8 * k + 8] ^ product[-1].replicate(8)).any()
+            (eights <= k - first_above) & (scaled[8 * k : 8 * k + 8] ^ signs).any()
             for k in range(first_above, 8)
         ]
         with m.If(valid[5]):
