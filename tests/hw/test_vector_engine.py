@@ -23,8 +23,10 @@ from weft_hw.instructions import (
 from weft_hw.registers import FaultCause
 
 TINY = PRESETS["tiny"]
-# Lines wider than a vector, more lanes, one parameter row.
-WIDE = dataclasses.replace(TINY, name="wide", rows=16, columns=8, vector_lanes=8, parameter_rows=1)
+# Lines wider than a vector, more lanes, one parameter row, window registers.
+WIDE = dataclasses.replace(
+    TINY, name="wide", rows=16, columns=8, vector_lanes=8, parameter_rows=1, depthwise_taps=3
+)
 NARROW = dataclasses.replace(TINY, name="narrow", rows=2, columns=2, vector_lanes=2, bus_width=64)
 EDGES = (0, 1, -1, 127, -128, (1 << 31) - 1, -(1 << 31), 1 << 30, -(1 << 30))
 

@@ -10,7 +10,7 @@ from weft_hw.gateware.interfaces import ParameterReadPort
 from weft_hw.gateware.random_bits import RandomBits
 from weft_hw.gateware.requantizer import Requantizer
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
-from weft_hw.gateware.vector_window import VectorWindow
+from weft_hw.gateware.vector_window import VectorWindow, window_latency
 from weft_hw.instructions import Rounding
 
 __all__ = ["VectorLanes"]
@@ -58,7 +58,7 @@ class VectorLanes(wiring.Component):
         self._config = config
         self._window = VectorWindow(config)
         self._requantizer = Requantizer(config.columns)
-        if self._window.latency + self._requantizer.latency >= WAITING_B:
+        if window_latency(self._config) + self._requantizer.latency >= WAITING_B:
             raise ValueError(f"`WAITING_B` must exceed the pipeline's depth, not be {WAITING_B}")
         parameters = ParameterReadPort(config)
         super().__init__(
@@ -79,7 +79,7 @@ class VectorLanes(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the last token of a window to the vector's result."""
-        return self._window.latency + self._requantizer.latency + 2
+        return window_latency(self._config) + self._requantizer.latency + 2
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

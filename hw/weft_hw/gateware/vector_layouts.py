@@ -7,15 +7,19 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import COUNT_BITS, LOOPS_VECTOR, STRIDE_BITS
 
 __all__ = [
+    "COORDINATE_BITS",
     "INDEX_BITS",
     "LOCAL_BITS",
     "RESULT_ENTRIES",
     "SLOTS",
+    "WINDOW_ROWS",
+    "WINDOW_TAPS",
     "control",
     "controls_layout",
     "step_layout",
     "tag_layout",
     "token_layout",
+    "window_layout",
 ]
 
 SLOTS = 2
@@ -26,6 +30,15 @@ RESULT_ENTRIES = 32
 
 LOCAL_BITS = STRIDE_BITS + COUNT_BITS + (LOOPS_VECTOR - 1).bit_length()
 """Enough for any sum of a base and six indices times strides: no address can wrap into range."""
+
+COORDINATE_BITS = 8 + COUNT_BITS + LOOPS_VECTOR.bit_length()
+"""Likewise for a coordinate."""
+
+WINDOW_TAPS = 3
+"""Elements of a row of a window that slides, see :mod:`weft_hw.gateware.vector_sliding`."""
+
+WINDOW_ROWS = 8
+"""Most rows of such a window: places in the window registers."""
 
 INDEX_BITS = 32
 """Logical indices of elements are modulo 2 to this."""
@@ -91,8 +104,22 @@ def step_layout(config: AcceleratorConfig) -> data.StructLayout:
             "exists": 1,
             "first": 1,
             "last": 1,
+            "window": window_layout(),
             "tag": tag_layout(config),
             "bad": 1,  # an address lies outside its memory
+        }
+    )
+
+
+def window_layout() -> data.StructLayout:
+    """How an element of a dot product meets the window registers."""
+    return data.StructLayout(
+        {
+            "slides": 1,  # it enters them; the products of a row come with its last tap
+            "loads": 1,  # so does B
+            "first_tap": 1,  # of its row of the window
+            "last_tap": 1,
+            "row": range(WINDOW_ROWS),  # of the window
         }
     )
 
@@ -107,6 +134,7 @@ def token_layout() -> data.StructLayout:
             "first": 1,  # of its window
             "last": 1,  # of its window; the tail's B comes with it
             "index": INDEX_BITS,  # of the element in lane 0, for stochastic rounding
+            "window": window_layout(),
             "a_held": 1,  # the operand had been accepted in an earlier cycle than the step
             "b_held": 1,
         }

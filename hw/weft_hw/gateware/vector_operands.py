@@ -17,12 +17,9 @@ from weft_hw.gateware.vector_layouts import (
     tag_layout,
     token_layout,
 )
+from weft_hw.gateware.vector_window import window_latency
 
 __all__ = ["VectorOperands"]
-
-PARAMETER_DELAY = 3
-"""Cycles from a step's departure to the request of its parameter row, so that the row comes when
-the operands have passed the registers of operand, product and window."""
 
 
 class VectorOperands(wiring.Component):
@@ -33,8 +30,10 @@ class VectorOperands(wiring.Component):
     that was accepted before its partner waits in a register; as the next step requests nothing
     before the step has left, one register an operand is enough::
 
-        cycle t                t+READ_LATENCY            t+3
+        cycle t                t+READ_LATENCY            t+window_latency
         last request accepted ... token, a and b valid ... parameter_address
+
+    A parameter row takes READ_LATENCY too, so that it comes with the head of its window.
 
     One step a cycle while every request is accepted at once.
 
@@ -155,6 +154,7 @@ class VectorOperands(wiring.Component):
                 tokens[0].first.eq(step.first),
                 tokens[0].last.eq(step.last),
                 tokens[0].index.eq(step.index),
+                tokens[0].window.eq(step.window),
                 tokens[0].a_held.eq(a_done),
                 tokens[0].b_held.eq(b_done),
             ]
@@ -164,7 +164,7 @@ class VectorOperands(wiring.Component):
 
         rows = [
             Signal(self.parameter_address.shape(), name=f"parameter_{i}", reset_less=True)
-            for i in range(PARAMETER_DELAY)
+            for i in range(window_latency(self._config))
         ]
         with m.If(self.issued):
             m.d.sync += rows[0].eq(step.parameter)

@@ -7,9 +7,9 @@ from amaranth.lib.wiring import In, Out
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
-from weft_hw.gateware.vector_layouts import INDEX_BITS, LOCAL_BITS, step_layout
+from weft_hw.gateware.vector_layouts import COORDINATE_BITS, INDEX_BITS, LOCAL_BITS, step_layout
+from weft_hw.gateware.vector_sliding import VectorSliding
 from weft_hw.instructions import (
-    COUNT_BITS,
     LOOPS_VECTOR,
     LOOPS_VECTOR_OUTER,
     Head,
@@ -22,7 +22,6 @@ from weft_hw.instructions import (
 
 __all__ = ["VectorSteps"]
 
-COORDINATE_BITS = 8 + COUNT_BITS + LOOPS_VECTOR.bit_length()  # no coordinate can wrap into range
 PARAMETER_BITS = 8
 
 
@@ -30,7 +29,8 @@ class VectorSteps(wiring.Component):
     """Turns an instruction into one *step* a window element, its addresses checked.
 
     A is read if it exists; B with it in a dot product, otherwise with the last element of a window
-    if the tail uses it. Every address
+    if the tail uses it. With ``depthwise_taps`` above 1, steps of a dot product whose window slides
+    leave out what the window registers hold, see :class:`VectorSliding`. Every address
     that the step will use, the result's and the parameter row's with the last element included, is
     compared with the size of its memory; if one lies outside, the step is ``bad`` and
     ``bad_address`` is the first such of A, B, result, parameter row.
@@ -76,6 +76,7 @@ class VectorSteps(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.nest = nest = self._nest(m)
+        sliding = self._elaborate_sliding(m, nest)
         running = Signal()
         take = Signal()
         slot = Signal()
@@ -93,8 +94,29 @@ class VectorSteps(wiring.Component):
             m.d.sync += self.valid.eq(1)
         with m.Elif(self.leaves):
             m.d.sync += self.valid.eq(0)
-        self._elaborate_check(m, nest, take, slot)
+        if sliding is not None:
+            m.d.comb += [sliding.take.eq(take), sliding.advance.eq(nest.advance)]
+        self._elaborate_check(m, nest, take, slot, sliding)
         return m
+
+    def _elaborate_sliding(self, m: Module, nest: LoopNest) -> VectorSliding | None:
+        """What changes the nest's trips where windows slide."""
+        if self._config.depthwise_taps == 1:
+            return None
+        m.submodules.sliding = sliding = VectorSliding()
+        loop = LOOPS_VECTOR_OUTER - 1
+        m.d.comb += [
+            sliding.fields.eq(self.fields),
+            sliding.start.eq(self.start),
+            sliding.first.eq(nest.first),
+            sliding.last.eq(nest.last),
+            nest.counts[LOOPS_VECTOR - 1].eq(sliding.taps),
+            nest.a_strides[loop].eq(sliding.a_stride),
+            nest.b_strides[loop].eq(sliding.b_stride),
+            nest.y_strides[loop].eq(sliding.y_stride),
+            nest.x_strides[loop].eq(sliding.x_stride),
+        ]
+        return sliding
 
     def _nest(self, m: Module) -> LoopNest:
         fields = self.fields
@@ -138,12 +160,22 @@ class VectorSteps(wiring.Component):
             ]
         return nest
 
-    def _elaborate_check(self, m: Module, nest: LoopNest, take: Signal, slot: Signal) -> None:
+    def _elaborate_check(
+        self,
+        m: Module,
+        nest: LoopNest,
+        take: Signal,
+        slot: Signal,
+        sliding: VectorSliding | None,
+    ) -> None:
         config, fields = self._config, self.fields
         exists = Signal()
+        first = Signal()  # of what the window's reduction takes
         last = Signal()
         last_tile = Signal()
-        b_used = Signal()
+        b_used = Signal()  # for a result
+        b_read = Signal()
+        b_outside = Signal()
         lanes = Signal(range(config.columns + 1))
         m.d.comb += [
             exists.eq(
@@ -155,13 +187,22 @@ class VectorSteps(wiring.Component):
                     & (nest.x < fields.x_extent)
                 )
             ),
+            first.eq(nest.first[LOOPS_VECTOR_OUTER:].all()),
             last.eq(nest.last[LOOPS_VECTOR_OUTER:].all()),
             last_tile.eq(nest.last[0]),
             b_used.eq(
                 Mux(fields.head == Head.DOT, exists, last & (fields.tail != Tail.NONE)),
             ),
+            b_read.eq(b_used),
             lanes.eq(config.columns),
         ]
+        if sliding is not None:
+            m.d.comb += sliding.b_outside.eq(b_outside)
+            with m.If(sliding.window.slides):
+                m.d.comb += [
+                    b_read.eq(sliding.window.loads & ~b_outside),
+                    first.eq(nest.first[LOOPS_VECTOR_OUTER]),
+                ]
         with m.If(last_tile & (fields.last_lanes != 0) & (fields.last_lanes < config.columns)):
             m.d.comb += lanes.eq(fields.last_lanes)
 
@@ -176,14 +217,14 @@ class VectorSteps(wiring.Component):
         )
         m.d.comb += [
             a_bad.eq(exists & self._outside(nest.a, a_wide, config.columns)),
-            b_bad.eq(
-                b_used
-                & Mux(
+            b_outside.eq(
+                Mux(
                     b_weight,
                     self._run_outside(nest.b, config.weight_bytes, config.columns),
                     self._outside(nest.b, b_wide, config.columns),
                 )
             ),
+            b_bad.eq(b_used & b_outside),
             result_bad.eq(last & self._outside(nest.result, wide, lanes)),
             parameter_bad.eq(last & parameter_used & (parameter >= config.parameter_rows)),
         ]
@@ -197,14 +238,15 @@ class VectorSteps(wiring.Component):
                 step.a_narrow.eq(exists & ~a_wide),
                 step.a_wide.eq(exists & a_wide),
                 step.b_address.eq(nest.b),
-                step.b_narrow.eq(b_used & ~b_wide & ~b_weight),
-                step.b_wide.eq(b_used & b_wide),
-                step.b_weight.eq(b_used & b_weight),
+                step.b_narrow.eq(b_read & ~b_wide & ~b_weight),
+                step.b_wide.eq(b_read & b_wide),
+                step.b_weight.eq(b_read & b_weight),
                 step.parameter.eq(parameter),
                 step.index.eq(nest.index),
                 step.exists.eq(exists),
-                step.first.eq(nest.first[LOOPS_VECTOR_OUTER:].all()),
+                step.first.eq(first),
                 step.last.eq(last),
+                *([] if sliding is None else [step.window.eq(sliding.window)]),
                 step.tag.address.eq(nest.result),
                 step.tag.last_tile.eq(last_tile),
                 step.tag.slot.eq(slot),

@@ -1,13 +1,28 @@
 """The vector engine's heads: each window's elements reduced to one value a lane."""
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
+from weft_hw.gateware.vector_layouts import (
+    SLOTS,
+    WINDOW_ROWS,
+    WINDOW_TAPS,
+    control,
+    controls_layout,
+    token_layout,
+)
 
-__all__ = ["VectorWindow"]
+__all__ = ["VectorWindow", "window_latency"]
+
+FACTOR_BITS = 9  # of an int8 element less its zero point
+
+
+def window_latency(config: AcceleratorConfig) -> int:
+    """Cycles from the last token of a window to its head."""
+    return 3 if config.depthwise_taps == 1 else 4
 
 
 class VectorWindow(wiring.Component):
@@ -16,9 +31,14 @@ class VectorWindow(wiring.Component):
         head = sum or maximum of A, or sum of A * B
 
     with sums modulo 2^32. One window element enters a cycle, a head is ready for each last one,
-    ``latency`` cycles after it, without back-pressure::
+    :func:`window_latency` cycles after it, without back-pressure::
 
-        1 operands | 2 product | 3 window
+        1 operands | 2 products | 3 sum of products (with window registers only) | 4 window
+
+    Window registers: where the windows of a dot product slide (see :class:`VectorSliding`), the
+    last two elements of each of its rows and the three taps of each row are kept. An element that
+    is the last of its row makes the products of the whole row; the others enter the registers and
+    do nothing else. An A that does not exist enters as zero.
 
     A stage without an element does not switch.
 
@@ -40,6 +60,7 @@ class VectorWindow(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
         super().__init__(
             {
                 "token": In(token_layout()),
@@ -53,53 +74,145 @@ class VectorWindow(wiring.Component):
             }
         )
 
-    @property
-    def latency(self) -> int:
-        """Cycles from the last token of a window to its head."""
-        return 3
-
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        token = self.token
-        stage_1, stage_2 = Signal(token_layout()), Signal(token_layout())
-        ready = Signal()  # the window register holds a finished head
-        slot = Signal(reset_less=True)
-        m.d.sync += [
-            stage_1.valid.eq(token.valid),
-            stage_2.valid.eq(stage_1.valid),
-            ready.eq(stage_2.valid & stage_2.last),
+        columns, token = range(self._config.columns), self.token
+        # What is in the registers of element, products, sum and window; the head's are apart.
+        stages = [
+            Signal(token_layout(), name=f"stage_{i + 1}")
+            for i in range(window_latency(self._config) - 1)
         ]
+        m.d.sync += stages[0].valid.eq(token.valid)
         with m.If(token.valid):
-            m.d.sync += stage_1.eq(token)
-        with m.If(stage_1.valid):
-            m.d.sync += stage_2.eq(stage_1)
-        with m.If(stage_2.valid):
-            m.d.sync += slot.eq(stage_2.slot)
-        m.d.comb += [self.closing.eq(stage_2), self.ready.eq(ready), self.slot.eq(slot)]
-        dot = control(m, self.controls, token.slot, "head_dot", "_0")
-        dot_1 = control(m, self.controls, stage_1.slot, "head_dot", "_1")
-        maximum = control(m, self.controls, stage_2.slot, "head_maximum")
-        for lane, (operand, factor) in enumerate(zip(self.a, self.b)):
-            element = Signal(signed(32), name=f"element_{lane}", reset_less=True)
-            tap = Signal(signed(9), name=f"tap_{lane}", reset_less=True)
-            term = Signal(signed(32), name=f"term_{lane}", reset_less=True)
-            head = Signal(signed(32), name=f"head_{lane}", reset_less=True)
-            m.d.comb += self.head[lane].eq(head)
-            with m.If(token.valid):
-                m.d.sync += element.eq(operand)
+            m.d.sync += stages[0].eq(token)
+        for earlier, later in zip(stages, stages[1:]):
+            m.d.sync += later.valid.eq(earlier.valid)
+            with m.If(earlier.valid):
+                m.d.sync += later.eq(earlier)
+
+        elements = [Signal(signed(32), name=f"element_{c}", reset_less=True) for c in columns]
+        taps = [Signal(signed(FACTOR_BITS), name=f"tap_{c}", reset_less=True) for c in columns]
+        with m.If(token.valid):
+            m.d.sync += [element.eq(a) for element, a in zip(elements, self.a)]
+            with m.If(control(m, self.controls, token.slot, "head_dot", "_0")):
+                m.d.sync += [tap.eq(b) for tap, b in zip(taps, self.b)]
+
+        if self._config.depthwise_taps == 1:
+            terms = self._elaborate_products(m, stages[0], elements, taps)
+        else:
+            # Elements that only enter the window registers go no further.
+            window = stages[0].window
+            m.d.sync += stages[1].valid.eq(stages[0].valid & (~window.slides | window.last_tap))
+            terms = self._elaborate_sliding(m, stages[0], stages[1], elements, taps)
+        self._elaborate_reduction(m, stages[-1], terms)
+        return m
+
+    def _elaborate_products(
+        self, m: Module, stage: data.View, elements: list[Signal], taps: list[Signal]
+    ) -> list[Signal]:
+        """The register of terms: elements, or their products with their taps."""
+        terms = [
+            Signal(signed(32), name=f"term_{i}", reset_less=True) for i in range(len(elements))
+        ]
+        dot = control(m, self.controls, stage.slot, "head_dot", "_1")
+        with m.If(stage.valid):
+            for term, element, tap in zip(terms, elements, taps):
                 with m.If(dot):
-                    m.d.sync += tap.eq(factor)
-            with m.If(stage_1.valid):
-                with m.If(dot_1):
-                    m.d.sync += term.eq(element[:9].as_signed() * tap)
+                    m.d.sync += term.eq(element[:FACTOR_BITS].as_signed() * tap)
                 with m.Else():
                     m.d.sync += term.eq(element)
+        return terms
+
+    def _elaborate_sliding(
+        self,
+        m: Module,
+        stage_1: data.View,
+        stage_2: data.View,
+        elements: list[Signal],
+        taps: list[Signal],
+    ) -> list[Signal]:
+        """Window registers, up to three products, their sum."""
+        lanes, window = range(len(elements)), stage_1.window
+        factors = [element[:FACTOR_BITS].as_signed() for element in elements]
+        enters = Signal()
+        m.d.comb += enters.eq(stage_1.valid & window.slides)
+        kept = []  # by distance: 0 the last element of the row, 1 the one before
+        value: Value = Cat(*factors)
+        for distance in range(WINDOW_TAPS - 1):
+            value = self._registers(m, f"elements_{distance}", window.row, value, enters)
+            kept.append(value)
+        loads = stage_1.valid & window.loads
+        at_tap = (window.first_tap, ~window.first_tap & ~window.last_tap, window.last_tap)
+        weights = [
+            self._registers(m, f"taps_{tap}", window.row, Cat(*taps), loads & here)
+            for tap, here in enumerate(at_tap)
+        ]
+
+        dot = control(m, self.controls, stage_1.slot, "head_dot", "_1")
+        dot_2 = control(m, self.controls, stage_2.slot, "head_dot", "_2")
+        # A tap that is just being loaded is not in its register yet.
+        is_kept = window.slides & ~window.loads
+        terms = []
+        for lane in lanes:
+            place = slice(FACTOR_BITS * lane, FACTOR_BITS * (lane + 1))
+            newest = Signal(signed(FACTOR_BITS), name=f"newest_tap_{lane}")
+            term = Signal(signed(32), name=f"term_{lane}", reset_less=True)
+            others = [
+                Signal(signed(2 * FACTOR_BITS), name=f"product_{i}_{lane}", reset_less=True)
+                for i in range(WINDOW_TAPS - 1)
+            ]
+            total = Signal(signed(32), name=f"total_{lane}", reset_less=True)
+            m.d.comb += newest.eq(Mux(is_kept, weights[-1][place], taps[lane]))
+            with m.If(stage_1.valid):
+                with m.If(dot):
+                    m.d.sync += term.eq(factors[lane] * newest)
+                    for i, product in enumerate(others):
+                        old = kept[i][place].as_signed() * weights[-2 - i][place].as_signed()
+                        m.d.sync += product.eq(Mux(window.slides, old, 0))
+                with m.Else():
+                    m.d.sync += term.eq(elements[lane])
             with m.If(stage_2.valid):
-                with m.If(stage_2.first):
+                with m.If(dot_2):
+                    product = term[: 2 * FACTOR_BITS].as_signed()
+                    m.d.sync += total.eq(product + others[0] + others[1])
+                with m.Else():
+                    m.d.sync += total.eq(term)
+            terms.append(total)
+        return terms
+
+    def _registers(self, m: Module, name: str, row: Value, value: Value, enters: Value) -> Value:
+        """One vector of factors for each row of a window; returns that of ``row``.
+
+        They are a memory without latency rather than flip-flops and multiplexers.
+        """
+        registers: Memory = Memory(shape=len(value), depth=WINDOW_ROWS, init=[])
+        m.submodules[name] = registers
+        write, read = registers.write_port(), registers.read_port(domain="comb")
+        m.d.comb += [
+            write.addr.eq(row),
+            write.data.eq(value),
+            write.en.eq(enters),
+            read.addr.eq(row),
+        ]
+        return read.data
+
+    def _elaborate_reduction(self, m: Module, stage: data.View, terms: list[Signal]) -> None:
+        """The last register: the window's sum or maximum."""
+        ready = Signal()  # it holds a finished head
+        slot = Signal(reset_less=True)
+        m.d.sync += ready.eq(stage.valid & stage.last)
+        with m.If(stage.valid):
+            m.d.sync += slot.eq(stage.slot)
+        m.d.comb += [self.closing.eq(stage), self.ready.eq(ready), self.slot.eq(slot)]
+        maximum = control(m, self.controls, stage.slot, "head_maximum")
+        for lane, term in enumerate(terms):
+            head = Signal(signed(32), name=f"head_{lane}", reset_less=True)
+            m.d.comb += self.head[lane].eq(head)
+            with m.If(stage.valid):
+                with m.If(stage.first):
                     m.d.sync += head.eq(term)
                 with m.Elif(maximum):
                     with m.If(term > head):
                         m.d.sync += head.eq(term)
                 with m.Else():
                     m.d.sync += head.eq(head + term)
-        return m
