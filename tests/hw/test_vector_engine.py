@@ -344,7 +344,7 @@ def test_one_vector_a_cycle(with_b: bool) -> None:
     outcome = run_engine(TINY, program, random_state(TINY, rng), rng)
     assert len(outcome.writes) == 64
     assert outcome.writes[-1] - outcome.writes[0] == 63
-    assert outcome.reads[0] - outcome.accepted[0] == 4
+    assert outcome.reads[0] - outcome.accepted[0] == 7
     assert outcome.retired == [outcome.writes[-1] + 1]
 
 
@@ -481,6 +481,11 @@ WIDE_B = {"tail": Tail.ADD, "b_source": OperandSource.ACCUMULATOR, "b_strides": 
         (dict(WEIGHT_B, b_address=TINY.weight_bytes - 9), TINY.weight_bytes - 1),
         (dict(DOT, b_address=TINY.weight_bytes - 7), TINY.weight_bytes - 3),
         (dict(DOT, b_address=BYTES - 8), BYTES - 8),
+        (  # of a tap whose element does not exist
+            dict(DOT, b_address=TINY.weight_bytes - 4, bounded=1, x_extent=1, y_extent=1)
+            | {"x_steps": (0, 0, 0, 0, 0, 1)},
+            TINY.weight_bytes,
+        ),
         (dict(DOT, a_address=-4, b_address=-1), -4),
         ({"address": BYTES - 18}, BYTES - 2),
         ({"address": BYTES - 18, "last_lanes": 3}, BYTES - 2),
@@ -504,9 +509,6 @@ def test_address_outside_its_memory(fields: dict[str, object], address: int) -> 
         {"b_address": -5},  # no use of B
         {"parameter_address": 255},  # nor of parameters
         dict(DOT, b_address=TINY.weight_bytes - 8),
-        # The second tap never exists.
-        dict(DOT, b_address=TINY.weight_bytes - 4, bounded=1, x_extent=1, y_extent=1)
-        | {"x_steps": (0, 0, 0, 0, 0, 1)},
         # Far outside as long as x does not exist.
         {
             "bounded": 1,

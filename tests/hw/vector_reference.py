@@ -96,9 +96,9 @@ def accesses(instruction: Vector, config: AcceleratorConfig) -> list[list[tuple[
             if _exists(instruction, outer + inner):
                 a = _sum(instruction.a_address, instruction.a_strides, outer + inner)
                 touched.append(("a", a, config.columns))
-                if instruction.head == Head.DOT:
-                    b = _sum(instruction.b_address, instruction.b_strides, outer + inner)
-                    touched.append(("b", b, config.columns))
+            if instruction.head == Head.DOT:
+                b = _sum(instruction.b_address, instruction.b_strides, outer + inner)
+                touched.append(("b", b, config.columns))
         if instruction.tail != Tail.NONE:
             b = _sum(instruction.b_address, instruction.b_strides[:4], outer)
             touched.append(("b", b, config.columns))

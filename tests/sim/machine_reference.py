@@ -288,16 +288,17 @@ class ReferenceMachine:
         window, factors = [], []
         for inner in nest(instruction.counts[4:]):
             index = outer + inner
-            if not instruction.bounded or self._exists(instruction, index):
+            exists = not instruction.bounded or self._exists(instruction, index)
+            if exists:
                 address = at(instruction.a_address, instruction.a_strides, index)
                 window.append(
                     self._operand(instruction.a_source, address, instruction.a_zero_point)
                 )
-                if instruction.head == Head.DOT:
-                    address = at(instruction.b_address, instruction.b_strides, index)
-                    factors.append(
-                        self._operand(instruction.b_source, address, instruction.b_zero_point)
-                    )
+            if instruction.head == Head.DOT:
+                address = at(instruction.b_address, instruction.b_strides, index)
+                factor = self._operand(instruction.b_source, address, instruction.b_zero_point)
+                if exists:
+                    factors.append(factor)
         b = [0] * columns
         if instruction.tail != Tail.NONE:
             address = at(instruction.b_address, instruction.b_strides[:4], outer)

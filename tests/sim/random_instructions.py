@@ -304,8 +304,7 @@ class RandomInstructions:
         if not -(1 << 19) <= a < 1 << 19:
             a = 0
         if head is Head.DOT:
-            b, b_strides = self._operand(b_source, counts, 0, exists)
-            b = b if -(1 << 19) <= b < 1 << 19 else 0
+            b, b_strides = self._operand(b_source, counts, 0)  # has its address checked always
         else:
             b, b_strides = self._operand(b_source, outer, 0)
             b_strides = (*b_strides, 0, 0)

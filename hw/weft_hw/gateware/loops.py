@@ -1,8 +1,8 @@
 """Affine address generation: a loop nest that steps any number of address streams at once."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -30,12 +30,20 @@ class LoopNest(wiring.Component):
 
     An origin that the step before it changes is that step's result.
 
+    Where windows overlap, trips can be left out: of loop ``overlap``, every trip but the first one
+    makes only ``short_count`` trips of the innermost loop, and the step to its second trip adds
+    ``NAME_leap`` instead of its stride.
+
     Parameters
     ----------
     loops : int
         Number of loops, outermost first.
     streams : mapping of str to int
         Width in bits of each stream's signed value.
+    overlap : int or None
+        The loop whose trips overlap, not the innermost; None for no such members.
+    leaping : collection of str
+        Streams that have a leap.
 
     Members
     -------
@@ -50,13 +58,28 @@ class LoopNest(wiring.Component):
         Every loop is on its last trip.
     NAME_base, NAME_strides, NAME : In, In, Out
         For each stream.
+    overlaps, short_count : In(1), In(unsigned(12))
+        Whether trips are left out; valid as strides are.
+    NAME_leap : In
+        For each leaping stream.
     """
 
-    def __init__(self, *, loops: int, streams: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        *,
+        loops: int,
+        streams: Mapping[str, int],
+        overlap: int | None = None,
+        leaping: Collection[str] = (),
+    ) -> None:
         if loops < 1:
             raise ValueError(f"`loops` must be a positive integer, not {loops}")
+        if overlap is not None and not 0 <= overlap < loops - 1:
+            raise ValueError(f"`overlap` must be from 0 to {loops - 2}, not {overlap}")
         self._loops = loops
         self._streams = dict(streams)
+        self._overlap = overlap
+        self._leaping = frozenset(leaping)
         members: dict[str, object] = {
             "load": In(1),
             "advance": In(1),
@@ -70,6 +93,9 @@ class LoopNest(wiring.Component):
             members[f"{name}_base"] = In(signed(width))
             members[f"{name}_strides"] = In(data.ArrayLayout(signed(width), loops))
             members[name] = Out(signed(width))
+        if overlap is not None:
+            members |= {"overlaps": In(1), "short_count": In(COUNT_BITS)}
+            members |= {f"{name}_leap": In(signed(streams[name])) for name in leaping}
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
@@ -94,6 +120,11 @@ class LoopNest(wiring.Component):
         # Bit i: loop i and all inside it are on their last trip. Bit i: loop i steps next.
         inner_last = Signal(self._loops + 1)
         steps = Signal(self._loops)
+        shortened = Signal()  # the innermost loop, when it starts again
+        if self._overlap is not None:
+            inside = inner_last[self._overlap + 1]  # that loop steps, or one around it
+            later = Mux(inside, ~last[self._overlap], ~first[self._overlap])
+            m.d.comb += shortened.eq(self.overlaps & later)
         for i in loops:
             with m.If(self.load):
                 m.d.sync += [remaining[i].eq(self.counts[i]), first[i].eq(1)]
@@ -102,16 +133,23 @@ class LoopNest(wiring.Component):
             with m.Elif(moves & inner_last[i]):
                 m.d.sync += remaining[i].eq(self.counts[i])
                 m.d.sync += [nearly[i].eq(double[i]), first[i].eq(1)]
+                if self._overlap is not None and i == loops[-1]:
+                    with m.If(shortened):
+                        m.d.sync += remaining[i].eq(self.short_count)
+                        m.d.sync += nearly[i].eq(self.short_count == 2)
             with m.Elif(moves & inner_last[i + 1]):
                 m.d.sync += [remaining[i].eq(remaining[i] - 1), first[i].eq(0)]
                 m.d.sync += nearly[i].eq(remaining[i] == 3)
         last_follows = Signal(self._loops)
         last_loads = Signal(self._loops)
+        restarts: list[Value] = list(single)
+        if self._overlap is not None:
+            restarts[-1] = Mux(shortened, self.short_count == 1, single[-1])
         for i in loops:
             m.d.comb += [
                 last_loads[i].eq(self.counts[i] == 1),
                 last_follows[i].eq(
-                    Mux(inner_last[i], single[i], Mux(inner_last[i + 1], nearly[i], last[i]))
+                    Mux(inner_last[i], restarts[i], Mux(inner_last[i + 1], nearly[i], last[i]))
                 ),
             ]
         with m.If(self.load):
@@ -131,7 +169,12 @@ class LoopNest(wiring.Component):
                 from_value.eq(steps[-1] | (steps & changes).any()),
             ]
         for name, width in self._streams.items():
-            self._elaborate_stream(m, name, width, moves, steps, changes, from_value)
+            strides = list(getattr(self, f"{name}_strides"))
+            if self._overlap is not None and name in self._leaping:
+                leaps = self.overlaps & first[self._overlap]
+                leap = getattr(self, f"{name}_leap")
+                strides[self._overlap] = Mux(leaps, leap, strides[self._overlap])
+            self._elaborate_stream(m, name, width, strides, moves, steps, changes, from_value)
         return m
 
     def _look_ahead(
@@ -151,13 +194,13 @@ class LoopNest(wiring.Component):
         m: Module,
         name: str,
         width: int,
+        strides: list[Value],
         moves: Signal,
         steps: Signal,
         changes: Signal,
         from_value: Signal,
     ) -> None:
         base = getattr(self, f"{name}_base")
-        strides = getattr(self, f"{name}_strides")
         at = [Signal(signed(width), name=f"{name}_at_{i}") for i in range(self._loops)]
         origin = Signal(signed(width), name=f"{name}_origin", reset_less=True)
         stride = Signal(signed(width), name=f"{name}_stride", reset_less=True)
@@ -166,7 +209,7 @@ class LoopNest(wiring.Component):
         with m.If(moves):
             m.d.sync += [
                 origin.eq(selected(steps, at[:-1])),  # the innermost loop's is the value
-                stride.eq(selected(steps, [strides[i] for i in range(self._loops)])),
+                stride.eq(selected(steps, strides)),
             ]
         m.d.comb += following.eq(Mux(from_value, value, origin) + stride)
         for i in range(self._loops):

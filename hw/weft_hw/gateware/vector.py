@@ -48,7 +48,7 @@ class VectorEngine(wiring.Component):
                        (addresses) (reads)  (arithmetic) (writes, retirement)
 
     One window element a cycle, so one vector a cycle for windows of one element, while the memories
-    accept every request. From the acceptance of an instruction to its first request 4 cycles pass;
+    accept every request. From the acceptance of an instruction to its first request 7 cycles pass;
     3 cycles without a request lie between two instructions.
 
     The next instruction starts while its predecessor drains, unless it reads the memory to which
@@ -111,7 +111,7 @@ class VectorEngine(wiring.Component):
         state = Signal(State)
         slot = Signal()  # of the next instruction
         inside = Signal(range(SLOTS + 1))  # instructions started and not retired
-        running_offset = Signal(32, reset_less=True)  # of the instruction that makes steps
+        offsets = [Signal(32, name=f"offset_{i}", reset_less=True) for i in range(SLOTS)]
         starts = Signal()
         wrong = Signal()
         m.d.comb += [
@@ -148,7 +148,6 @@ class VectorEngine(wiring.Component):
                 with m.If(starts):
                     m.d.sync += [
                         slot.eq(~slot),
-                        running_offset.eq(current.offset),
                         state.eq(State.RUN),
                     ]
                 with m.Elif(wrong & (inside == 0) & ~engine.stop):
@@ -168,12 +167,13 @@ class VectorEngine(wiring.Component):
             m.d.sync += [
                 fault.valid.eq(1),
                 fault.cause.eq(FaultCause.LOCAL_ADDRESS),
-                fault.instruction.eq(running_offset),
+                fault.instruction.eq(Mux(steps.step.tag.slot, offsets[1], offsets[0])),
                 fault.address.eq(steps.bad_address),
                 state.eq(State.HALT),
             ]
         for i in range(SLOTS):
             with m.If(starts & (slot == i)):
+                m.d.sync += offsets[i].eq(current.offset)
                 self._set_controls(m, controls[i], fields)
 
         m.d.comb += [

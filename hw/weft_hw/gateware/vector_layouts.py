@@ -12,6 +12,7 @@ __all__ = [
     "LOCAL_BITS",
     "RESULT_ENTRIES",
     "SLOTS",
+    "STEP_ENTRIES",
     "WINDOW_ROWS",
     "WINDOW_TAPS",
     "control",
@@ -24,6 +25,9 @@ __all__ = [
 
 SLOTS = 2
 """Instructions that may be in the pipeline at a time."""
+
+STEP_ENTRIES = 8
+"""Steps between the loop nest and their reads: those being checked, and some that wait."""
 
 RESULT_ENTRIES = 32
 """Vectors between their last read and their write: the pipeline's depth and some stalls."""

@@ -46,9 +46,9 @@ class VectorOperands(wiring.Component):
     valid, step, leaves : In(1), In(step), Out(1)
         The step to perform; a bad one stays.
     room : In(1)
-        There is a place for one more result; once high, stays high until ``issued``.
+        There are places for two more results.
     issued, tag : Out(1), Out(tag)
-        All reads of a vector are accepted; where its result goes.
+        All reads of a vector were accepted in the cycle before; where its result goes.
     controls : In(array of controls)
     token : Out(token)
     a, b : Out(signed(32)), arrays of columns
@@ -87,8 +87,9 @@ class VectorOperands(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         step = self.step
-        asks = Signal()
-        m.d.comb += asks.eq(self.valid & ~step.bad & self.room)
+        asks, asked = Signal(), Signal()
+        m.d.comb += asks.eq(self.valid & ~step.bad & (self.room | asked))
+        m.d.sync += asked.eq(asks & ~self.leaves)
         a_done, a_taken, a_satisfied = self._elaborate_request(
             m, "a", asks, (self.activation_a, step.a_narrow), (self.accumulator_a, step.a_wide)
         )
@@ -103,8 +104,6 @@ class VectorOperands(wiring.Component):
         m.d.comb += [
             self.leaves.eq(asks & a_satisfied & b_satisfied),
             self.stalled.eq(asks & ~self.leaves),
-            self.issued.eq(self.leaves & step.last),
-            self.tag.eq(step.tag),
         ]
         self._elaborate_token(m, a_done, b_done)
         self._elaborate_operand(m, "a", a_taken)
@@ -146,18 +145,21 @@ class VectorOperands(wiring.Component):
         """Delay what is known of a step until its data arrive."""
         step = self.step
         tokens = [Signal(token_layout(), name=f"token_{i}") for i in range(READ_LATENCY)]
-        m.d.sync += tokens[0].valid.eq(self.leaves)
-        with m.If(self.leaves):
-            m.d.sync += [
-                tokens[0].slot.eq(step.tag.slot),
-                tokens[0].exists.eq(step.exists),
-                tokens[0].first.eq(step.first),
-                tokens[0].last.eq(step.last),
-                tokens[0].index.eq(step.index),
-                tokens[0].window.eq(step.window),
-                tokens[0].a_held.eq(a_done),
-                tokens[0].b_held.eq(b_done),
-            ]
+        tag = Signal(tag_layout(self._config), reset_less=True)
+        m.d.sync += [
+            # Acceptance is known late in a cycle: it decides on the valid bit only.
+            tokens[0].valid.eq(self.leaves),
+            tokens[0].slot.eq(step.tag.slot),
+            tokens[0].exists.eq(step.exists),
+            tokens[0].first.eq(step.first),
+            tokens[0].last.eq(step.last),
+            tokens[0].index.eq(step.index),
+            tokens[0].window.eq(step.window),
+            tokens[0].a_held.eq(a_done),
+            tokens[0].b_held.eq(b_done),
+            tag.eq(step.tag),
+        ]
+        m.d.comb += [self.issued.eq(tokens[0].valid & tokens[0].last), self.tag.eq(tag)]
         for earlier, later in zip(tokens, tokens[1:]):
             m.d.sync += later.eq(earlier)
         m.d.comb += self.token.eq(tokens[-1])
@@ -166,8 +168,7 @@ class VectorOperands(wiring.Component):
             Signal(self.parameter_address.shape(), name=f"parameter_{i}", reset_less=True)
             for i in range(window_latency(self._config))
         ]
-        with m.If(self.issued):
-            m.d.sync += rows[0].eq(step.parameter)
+        m.d.sync += rows[0].eq(step.parameter)
         for earlier, later in zip(rows, rows[1:]):
             m.d.sync += later.eq(earlier)
         m.d.comb += self.parameter_address.eq(rows[-1])

@@ -22,7 +22,7 @@ class VectorResults(wiring.Component):
     """Takes every result that the pipeline sends and writes it when the memory is ready.
 
     The pipeline cannot be held, so each vector is given its place before its last operand is
-    requested: ``room`` tells whether one is left. Its tag is kept there from then on, its result
+    requested: ``room`` tells whether two are left. Its tag is kept there from then on, its result
     joins it when it comes, and the place is free again once the write is accepted. Results leave in
     order, one a cycle while the memory is ready; a result can leave two cycles after it came.
 
@@ -36,9 +36,9 @@ class VectorResults(wiring.Component):
     Members
     -------
     issued, tag : In(1), In(tag)
-        Occupy a place; only while ``room``.
+        Occupy a place; at most once after ``room`` was high for the last time.
     room, empty : Out(1), Out(1)
-        A place is free; all are.
+        Two places are free; all are.
     i_valid, value : In(1), In(signed(32)), an array of columns
         Results in the order of their tags.
     controls : In(array of controls)
@@ -93,7 +93,7 @@ class VectorResults(wiring.Component):
             value_write.en.eq(self.i_valid),
             tag_read.addr.eq(drained),
             value_read.addr.eq(drained),
-            self.room.eq(occupied != RESULT_ENTRIES),
+            self.room.eq(occupied < RESULT_ENTRIES - 1),
             self.empty.eq(occupied == 0),
         ]
         m.d.sync += [

@@ -1,14 +1,23 @@
 """Address generation of the vector engine: one checked step for each trip of the loop nest."""
 
+from typing import Any
+
 from amaranth.hdl import Module, Mux, Signal, Value, signed
-from amaranth.lib import wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
-from weft_hw.gateware.vector_layouts import COORDINATE_BITS, INDEX_BITS, LOCAL_BITS, step_layout
-from weft_hw.gateware.vector_sliding import VectorSliding
+from weft_hw.gateware.vector_layouts import (
+    COORDINATE_BITS,
+    INDEX_BITS,
+    LOCAL_BITS,
+    STEP_ENTRIES,
+    step_layout,
+    window_layout,
+)
+from weft_hw.gateware.vector_sliding import LEAPING, OVERLAP, VectorSliding
 from weft_hw.instructions import (
     LOOPS_VECTOR,
     LOOPS_VECTOR_OUTER,
@@ -30,12 +39,14 @@ class VectorSteps(wiring.Component):
 
     A is read if it exists; B with it in a dot product, otherwise with the last element of a window
     if the tail uses it. With ``depthwise_taps`` above 1, steps of a dot product whose window slides
-    leave out what the window registers hold, see :class:`VectorSliding`. Every address
-    that the step will use, the result's and the parameter row's with the last element included, is
-    compared with the size of its memory; if one lies outside, the step is ``bad`` and
-    ``bad_address`` is the first such of A, B, result, parameter row.
+    leave out what the window registers hold, see :class:`VectorSliding`. Every address that the
+    step will use, in a dot product that of each B, and with the last element the result's and the
+    parameter row's, is compared with the size of its memory; if one lies outside, the step is
+    ``bad`` and ``bad_address`` is the first such of A, B, result, parameter row.
 
-    One step a cycle. The first is valid three cycles after ``start``; it stays until ``leaves``.
+    One step a cycle. The first is valid six cycles after ``start``; it stays until ``leaves``::
+
+        nest | comparisons with limits | what is read, what is bad | queue | output
 
     Parameters
     ----------
@@ -46,7 +57,7 @@ class VectorSteps(wiring.Component):
     fields : In(encoded VECTOR instruction)
         Held from ``start`` until ``finished``.
     start, slot : In(1), In(1)
-        Take the instruction, whose controls lie in that slot; only when no other is inside.
+        Take the instruction, whose controls lie in that slot; only when the nest has finished.
     finished : Out(1)
         The last trip leaves the nest in this cycle.
     stop : In(1)
@@ -76,12 +87,12 @@ class VectorSteps(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.nest = nest = self._nest(m)
-        sliding = self._elaborate_sliding(m, nest)
         running = Signal()
         take = Signal()
+        room = Signal()
         slot = Signal()
         m.d.comb += [
-            take.eq(running & nest.ready & ~self.stop & (~self.valid | self.leaves)),
+            take.eq(running & nest.ready & ~self.stop & room),
             nest.load.eq(self.start),
             nest.advance.eq(take & ~nest.finished),
             self.finished.eq(take & nest.finished),
@@ -90,33 +101,32 @@ class VectorSteps(wiring.Component):
             m.d.sync += [running.eq(1), slot.eq(self.slot)]
         with m.Elif(self.finished):
             m.d.sync += running.eq(0)
-        with m.If(take):
-            m.d.sync += self.valid.eq(1)
-        with m.Elif(self.leaves):
-            m.d.sync += self.valid.eq(0)
-        if sliding is not None:
-            m.d.comb += [sliding.take.eq(take), sliding.advance.eq(nest.advance)]
-        self._elaborate_check(m, nest, take, slot, sliding)
+        window = self._elaborate_sliding(m, nest) if self._config.depthwise_taps > 1 else None
+        valid = [take, Signal(name="compared_valid"), Signal(name="checked_valid")]
+        for earlier, later in zip(valid, valid[1:]):
+            m.d.sync += later.eq(earlier)
+        compared = self._elaborate_comparisons(m, nest, take, slot, window)
+        checked = self._elaborate_check(m, valid[1], compared)
+        self._elaborate_queue(m, take, room, valid[2], checked)
         return m
 
-    def _elaborate_sliding(self, m: Module, nest: LoopNest) -> VectorSliding | None:
-        """What changes the nest's trips where windows slide."""
-        if self._config.depthwise_taps == 1:
-            return None
+    def _elaborate_sliding(self, m: Module, nest: LoopNest) -> data.View:
+        """Leave out trips where windows slide; returns how the nest's trip meets the registers."""
         m.submodules.sliding = sliding = VectorSliding()
-        loop = LOOPS_VECTOR_OUTER - 1
         m.d.comb += [
             sliding.fields.eq(self.fields),
             sliding.start.eq(self.start),
+            sliding.advance.eq(nest.advance),
             sliding.first.eq(nest.first),
             sliding.last.eq(nest.last),
-            nest.counts[LOOPS_VECTOR - 1].eq(sliding.taps),
-            nest.a_strides[loop].eq(sliding.a_stride),
-            nest.b_strides[loop].eq(sliding.b_stride),
-            nest.y_strides[loop].eq(sliding.y_stride),
-            nest.x_strides[loop].eq(sliding.x_stride),
+            nest.overlaps.eq(sliding.overlaps),
+            nest.short_count.eq(sliding.short_count),
+            *[
+                getattr(nest, f"{name}_leap").eq(getattr(sliding, f"{name}_leap"))
+                for name in LEAPING
+            ],
         ]
-        return sliding
+        return sliding.window
 
     def _nest(self, m: Module) -> LoopNest:
         fields = self.fields
@@ -131,6 +141,9 @@ class VectorSteps(wiring.Component):
                 "y": COORDINATE_BITS,
                 "x": COORDINATE_BITS,
             },
+            **(
+                {} if self._config.depthwise_taps == 1 else {"overlap": OVERLAP, "leaping": LEAPING}
+            ),
         )
         m.d.comb += [
             nest.a_base.eq(fields.a_address),
@@ -160,116 +173,226 @@ class VectorSteps(wiring.Component):
             ]
         return nest
 
-    def _elaborate_check(
-        self,
-        m: Module,
-        nest: LoopNest,
-        take: Signal,
-        slot: Signal,
-        sliding: VectorSliding | None,
-    ) -> None:
+    def _elaborate_comparisons(
+        self, m: Module, nest: LoopNest, take: Signal, slot: Signal, window: data.View | None
+    ) -> Any:
+        """The first register behind the nest: each address and coordinate against its limits."""
         config, fields = self._config, self.fields
-        exists = Signal()
-        first = Signal()  # of what the window's reduction takes
-        last = Signal()
-        last_tile = Signal()
-        b_used = Signal()  # for a result
-        b_read = Signal()
-        b_outside = Signal()
-        lanes = Signal(range(config.columns + 1))
-        m.d.comb += [
-            exists.eq(
-                ~fields.bounded
-                | (
-                    (nest.y >= 0)
-                    & (nest.y < fields.y_extent)
-                    & (nest.x >= 0)
-                    & (nest.x < fields.x_extent)
-                )
-            ),
-            first.eq(nest.first[LOOPS_VECTOR_OUTER:].all()),
-            last.eq(nest.last[LOOPS_VECTOR_OUTER:].all()),
-            last_tile.eq(nest.last[0]),
-            b_used.eq(
-                Mux(fields.head == Head.DOT, exists, last & (fields.tail != Tail.NONE)),
-            ),
-            b_read.eq(b_used),
-            lanes.eq(config.columns),
-        ]
-        if sliding is not None:
-            m.d.comb += sliding.b_outside.eq(b_outside)
-            with m.If(sliding.window.slides):
-                m.d.comb += [
-                    b_read.eq(sliding.window.loads & ~b_outside),
-                    first.eq(nest.first[LOOPS_VECTOR_OUTER]),
-                ]
-        with m.If(last_tile & (fields.last_lanes != 0) & (fields.last_lanes < config.columns)):
-            m.d.comb += lanes.eq(fields.last_lanes)
-
+        last_limit = Signal(config.activation_address_bits, reset_less=True)
+        lanes = fields.last_lanes
+        with m.If(self.start):
+            m.d.sync += last_limit.eq(config.activation_bytes - config.columns)
+            with m.If((lanes != 0) & (lanes < config.columns)):
+                m.d.sync += last_limit.eq(config.activation_bytes - lanes)
+        whole_limit = config.activation_bytes - config.columns
+        compared = Signal(_compared_layout(), reset_less=True)
+        dot = fields.head == Head.DOT
         a_wide = fields.a_source == OperandSource.ACCUMULATOR
         b_wide = fields.b_source == OperandSource.ACCUMULATOR
         b_weight = fields.b_source == OperandSource.WEIGHT
         wide = fields.destination == Memory.ACCUMULATOR
-        parameter = nest.parameter.as_unsigned()
-        parameter_used = fields.use_bias | (fields.scale_source == ScaleSource.PARAMETER)
-        a_bad, b_bad, result_bad, parameter_bad = (
-            Signal(name=f"{name}_bad") for name in ("a", "b", "result", "parameter")
-        )
-        m.d.comb += [
-            a_bad.eq(exists & self._outside(nest.a, a_wide, config.columns)),
-            b_outside.eq(
-                Mux(
-                    b_weight,
-                    self._run_outside(nest.b, config.weight_bytes, config.columns),
-                    self._outside(nest.b, b_wide, config.columns),
-                )
-            ),
-            b_bad.eq(b_used & b_outside),
-            result_bad.eq(last & self._outside(nest.result, wide, lanes)),
-            parameter_bad.eq(last & parameter_used & (parameter >= config.parameter_rows)),
-        ]
-
-        step = Signal(step_layout(config), reset_less=True)
-        bad_address = Signal(signed(LOCAL_BITS), reset_less=True)
-        m.d.comb += [self.step.eq(step), self.bad_address.eq(bad_address)]
+        first, last = nest.first, nest.last
+        window_last = last[LOOPS_VECTOR_OUTER:].all()
         with m.If(take):
             m.d.sync += [
-                step.a_address.eq(nest.a),
-                step.a_narrow.eq(exists & ~a_wide),
-                step.a_wide.eq(exists & a_wide),
-                step.b_address.eq(nest.b),
-                step.b_narrow.eq(b_read & ~b_wide & ~b_weight),
-                step.b_wide.eq(b_read & b_wide),
-                step.b_weight.eq(b_read & b_weight),
-                step.parameter.eq(parameter),
-                step.index.eq(nest.index),
-                step.exists.eq(exists),
-                step.first.eq(first),
-                step.last.eq(last),
-                *([] if sliding is None else [step.window.eq(sliding.window)]),
-                step.tag.address.eq(nest.result),
-                step.tag.last_tile.eq(last_tile),
-                step.tag.slot.eq(slot),
-                step.tag.final.eq(nest.finished),
-                step.bad.eq(a_bad | b_bad | result_bad | parameter_bad),
+                compared.a.eq(nest.a),
+                compared.b.eq(nest.b),
+                compared.result.eq(nest.result),
+                compared.parameter.eq(nest.parameter),
+                compared.index.eq(nest.index),
+                compared.a_far.eq(self._row_outside(nest.a)),
+                compared.a_outside.eq(_run_outside(nest.a, config.activation_bytes, whole_limit)),
+                compared.b_far.eq(self._row_outside(nest.b)),
+                compared.b_outside.eq(
+                    Mux(
+                        b_weight,
+                        _run_outside(
+                            nest.b, config.weight_bytes, config.weight_bytes - config.columns
+                        ),
+                        _run_outside(nest.b, config.activation_bytes, whole_limit),
+                    )
+                ),
+                compared.result_far.eq(self._row_outside(nest.result)),
+                compared.result_outside.eq(
+                    _run_outside(
+                        nest.result, config.activation_bytes, Mux(last[0], last_limit, whole_limit)
+                    )
+                ),
+                compared.y_inside.eq(~fields.bounded | _inside(nest.y, fields.y_extent)),
+                compared.x_inside.eq(~fields.bounded | _inside(nest.x, fields.x_extent)),
+                compared.a_wide.eq(a_wide),
+                compared.b_wide.eq(b_wide),
+                compared.b_weight.eq(b_weight),
+                compared.wide.eq(wide),
+                compared.dot.eq(dot),
+                compared.b_for_tail.eq(window_last & (fields.tail != Tail.NONE)),
+                compared.parameter_used.eq(
+                    window_last & (fields.use_bias | (fields.scale_source == ScaleSource.PARAMETER))
+                ),
+                compared.first.eq(first[LOOPS_VECTOR_OUTER:].all()),
+                compared.last.eq(window_last),
+                compared.last_tile.eq(last[0]),
+                compared.slot.eq(slot),
+                compared.final.eq(nest.finished),
             ]
-            with m.If(a_bad):
-                m.d.sync += bad_address.eq(nest.a)
-            with m.Elif(b_bad):
-                m.d.sync += bad_address.eq(nest.b)
-            with m.Elif(result_bad):
-                m.d.sync += bad_address.eq(nest.result)
-            with m.Elif(parameter_bad):
-                m.d.sync += bad_address.eq(parameter)
+            if window is not None:
+                m.d.sync += compared.window.eq(window)
+                with m.If(window.slides):  # the reduction takes each row with its last tap
+                    m.d.sync += compared.first.eq(first[LOOPS_VECTOR_OUTER])
+        return compared
 
-    def _outside(self, address: Value, wide: Value, lanes: Value | int) -> Value:
-        """Whether a row (``wide``), or a run of that many activations, leaves its memory."""
-        config = self._config
-        row_outside = address[config.accumulator_address_bits :].any()
-        return Mux(wide, row_outside, self._run_outside(address, config.activation_bytes, lanes))
+    def _elaborate_check(self, m: Module, valid: Signal, compared: data.View) -> Any:
+        """The second register: what is read, and whether an address that is used is bad."""
+        checked = Signal(_checked_layout(self._config), reset_less=True)
+        exists = Signal()
+        b_checked, b_read = Signal(), Signal()
+        m.d.comb += [
+            exists.eq(compared.y_inside & compared.x_inside),
+            b_checked.eq(compared.dot | compared.b_for_tail),
+            b_read.eq((compared.dot & exists) | compared.b_for_tail),
+        ]
+        with m.If(compared.window.slides):
+            m.d.comb += b_read.eq(compared.window.loads)
+        step = checked.step
+        with m.If(valid):
+            m.d.sync += [
+                checked.a.eq(compared.a),
+                checked.b.eq(compared.b),
+                checked.result.eq(compared.result),
+                checked.a_bad.eq(exists & Mux(compared.a_wide, compared.a_far, compared.a_outside)),
+                checked.b_bad.eq(
+                    b_checked & Mux(compared.b_wide, compared.b_far, compared.b_outside)
+                ),
+                checked.result_bad.eq(
+                    compared.last & Mux(compared.wide, compared.result_far, compared.result_outside)
+                ),
+                checked.parameter_bad.eq(
+                    compared.parameter_used & (compared.parameter >= self._config.parameter_rows)
+                ),
+                checked.parameter.eq(compared.parameter),
+                step.a_address.eq(compared.a),
+                step.a_narrow.eq(exists & ~compared.a_wide),
+                step.a_wide.eq(exists & compared.a_wide),
+                step.b_address.eq(compared.b),
+                step.b_narrow.eq(b_read & ~compared.b_wide & ~compared.b_weight),
+                step.b_wide.eq(b_read & compared.b_wide),
+                step.b_weight.eq(b_read & compared.b_weight),
+                step.parameter.eq(compared.parameter),
+                step.index.eq(compared.index),
+                step.exists.eq(exists),
+                step.first.eq(compared.first),
+                step.last.eq(compared.last),
+                step.window.eq(compared.window),
+                step.tag.address.eq(compared.result),
+                step.tag.last_tile.eq(compared.last_tile),
+                step.tag.slot.eq(compared.slot),
+                step.tag.final.eq(compared.final),
+            ]
+        return checked
 
-    @staticmethod
-    def _run_outside(address: Value, size: int, lanes: Value | int) -> Value:
-        """Whether a run of that many bytes leaves a scratchpad; ``size`` is a power of two."""
-        bits = (size - 1).bit_length()
-        return address[bits:].any() | (address[:bits] > size - lanes)
+    def _elaborate_queue(
+        self, m: Module, take: Signal, room: Signal, arrives: Signal, checked: data.View
+    ) -> None:
+        """Steps that wait for the output register, which is all that their reads hold up.
+
+        A trip is taken only if there will be room for it, so that the stages between need not stop.
+        """
+        layout = step_layout(self._config)
+        queue: memory.Memory = memory.Memory(shape=layout, depth=STEP_ENTRIES, init=[])
+        m.submodules.queue = queue
+        write, read = queue.write_port(), queue.read_port(domain="comb")
+        arriving = Signal(layout)
+        waiting = Signal(range(STEP_ENTRIES + 1))
+        occupied = Signal(range(STEP_ENTRIES + 1))
+        loads, loaded = Signal(), Signal()
+        bad = checked.a_bad | checked.b_bad | checked.result_bad | checked.parameter_bad
+        m.d.comb += [
+            arriving.eq(checked.step),
+            arriving.bad.eq(bad),
+            write.data.eq(arriving),
+            write.en.eq(arrives),
+            loads.eq((waiting != 0) & (~self.valid | self.leaves)),
+            room.eq(occupied != STEP_ENTRIES),
+        ]
+        m.d.sync += [
+            waiting.eq(waiting + arrives - loads),
+            loaded.eq(loads),
+            occupied.eq(occupied + take - loaded),
+        ]
+        with m.If(arrives):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        step = Signal(layout, reset_less=True)
+        m.d.comb += self.step.eq(step)
+        with m.If(loads):
+            m.d.sync += [read.addr.eq(read.addr + 1), self.valid.eq(1), step.eq(read.data)]
+        with m.Elif(self.leaves):
+            m.d.sync += self.valid.eq(0)
+
+        found = Signal()  # the first bad step; no later one matters
+        bad_address = Signal(signed(LOCAL_BITS), reset_less=True)
+        m.d.comb += self.bad_address.eq(bad_address)
+        with m.If(arrives & ~found):
+            m.d.sync += found.eq(bad)
+            with m.If(checked.a_bad):
+                m.d.sync += bad_address.eq(checked.a)
+            with m.Elif(checked.b_bad):
+                m.d.sync += bad_address.eq(checked.b)
+            with m.Elif(checked.result_bad):
+                m.d.sync += bad_address.eq(checked.result)
+            with m.Else():
+                m.d.sync += bad_address.eq(checked.parameter)
+
+    def _row_outside(self, address: Value) -> Value:
+        """Whether an accumulator row does not exist."""
+        return address[self._config.accumulator_address_bits :].any()
+
+
+def _run_outside(address: Value, size: int, limit: Value | int) -> Value:
+    """Whether a run that may begin at ``limit`` at most leaves a memory of that many bytes."""
+    bits = (size - 1).bit_length()
+    return address[bits:].any() | (address[:bits] > limit)
+
+
+def _inside(coordinate: Value, extent: Value) -> Value:
+    """Whether a coordinate lies in [0, extent)."""
+    width = len(extent)
+    return ~coordinate[width:].any() & (coordinate[:width] < extent)
+
+
+def _compared_layout() -> data.StructLayout:
+    """A trip's addresses, and how they compare."""
+    address = signed(LOCAL_BITS)
+    flags = (
+        *("y_inside", "x_inside", "a_far", "a_outside", "b_far", "b_outside"),
+        *("result_far", "result_outside", "a_wide", "b_wide", "b_weight", "wide", "dot"),
+        *("b_for_tail", "parameter_used", "first", "last", "last_tile", "slot", "final"),
+    )
+    return data.StructLayout(
+        {
+            "a": address,
+            "b": address,
+            "result": address,
+            "parameter": PARAMETER_BITS,
+            "index": INDEX_BITS,
+            "window": window_layout(),
+            **dict.fromkeys(flags, 1),
+        }
+    )
+
+
+def _checked_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """A step, and which of its addresses is bad."""
+    address = signed(LOCAL_BITS)
+    return data.StructLayout(
+        {
+            "step": step_layout(config),
+            "a": address,
+            "b": address,
+            "result": address,
+            "parameter": PARAMETER_BITS,
+            "a_bad": 1,
+            "b_bad": 1,
+            "result_bad": 1,
+            "parameter_bad": 1,
+        }
+    )

@@ -153,11 +153,8 @@ class _Dot:
             fill_bytes=FILL_BYTES,
             pool=scratch.indexes,
         )
-        source, size = memories.activation, nest.config.activation_bytes
-        if nest.b_space is Space.WEIGHT:
-            source, size = memories.weight, nest.config.weight_bytes
-        # Where an address lies outside the memory its product does not count.
-        b = np.clip(nest.b.transpose(WINDOW_FIRST), 0, size - columns)
+        source = memories.weight if nest.b_space is Space.WEIGHT else memories.activation
+        b = nest.b.transpose(WINDOW_FIRST)
         self._b_shape = (*b.shape, columns)
         self._b = ByteGather(source, b, None, columns, pool=scratch.indexes)
         scratch.reserve("bytes", self._a.size)

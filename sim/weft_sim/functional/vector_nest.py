@@ -83,7 +83,8 @@ class VectorNest:
     def _check(self) -> None:
         """Fault at the earliest trip; in one trip A comes first, then B, result, parameters."""
         config = self.config
-        elements = [(self.a, self._outside(self.a, space_of(self.a_wide), config.columns))]
+        a_bad = self._outside(self.a, space_of(self.a_wide), config.columns)
+        elements = [(self.a, a_bad if self.exists is None else a_bad & self.exists)]
         b_bad = self._outside(self.b, self.b_space, config.columns)
         checks = [(self.result, self._outside(self.result, space_of(self.wide), self.lanes))]
         if self.dot:
@@ -94,8 +95,6 @@ class VectorNest:
             checks.append((self.parameter, self.parameter >= config.parameter_rows))
         faults = []
         for rank, (addresses, bad) in enumerate(elements):
-            if self.exists is not None:
-                bad = bad & self.exists
             if bad.any():
                 trip = first_trip(bad, self.counts)
                 faults.append((trip, rank, np.broadcast_to(addresses, self.counts).flat[trip]))
