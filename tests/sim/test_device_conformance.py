@@ -29,7 +29,9 @@ from weft_hw.registers import DISPATCH_QUEUE
 from weft_sim.device import Device, DeviceFault, open_device
 
 TINY = PRESETS["tiny"]
-WIDE = dataclasses.replace(TINY, name="wide", rows=2, columns=8, vector_lanes=8, bus_width=64)
+WIDE = dataclasses.replace(
+    TINY, name="wide", rows=2, columns=8, vector_lanes=8, bus_width=64, depthwise_taps=3
+)
 TALL = dataclasses.replace(TINY, name="tall", rows=8, columns=2, vector_lanes=2)
 
 WATCHDOG = 2000
