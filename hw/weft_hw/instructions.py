@@ -185,10 +185,12 @@ class _Transfer(Instruction, opcode=0x00, queue=None, size=48):
         2,
         "The on-chip memory.",
         kind=Memory,
-        supported=(Memory.ACTIVATION, Memory.WEIGHT, Memory.PARAMETER),
     )
     element: Element = bits(
-        2, "Element width in DRAM (accumulator memory only).", kind=Element, supported=(0,)
+        2,
+        "Element width in DRAM (INT8 unless the memory is ACCUMULATOR).",
+        kind=Element,
+        supported=tuple(Element),
     )
     address: int = bits(
         STRIDE_BITS, "On-chip byte address of the first run (accumulators: row).", signed=True
@@ -203,7 +205,17 @@ class _Transfer(Instruction, opcode=0x00, queue=None, size=48):
     steps: tuple[int, ...] = bits(
         8, "Coordinate step, by loop.", length=LOOPS_TRANSFER, signed=True
     )
-    fill: int = bits(8, "The byte that LOAD writes for a run that does not exist.", signed=True)
+    fill: int = bits(
+        8,
+        "What LOAD writes into every byte (accumulators: lane) of a run that does not exist.",
+        signed=True,
+    )
+
+    def unsupported(self) -> str | None:
+        """As :meth:`Instruction.unsupported`; only accumulators have wider elements."""
+        if self.memory != Memory.ACCUMULATOR and self.element != Element.INT8:
+            return "element"
+        return super().unsupported()
 
 
 del INSTRUCTIONS[0x00]  # the shared base is no instruction
@@ -218,7 +230,12 @@ class Load(_Transfer, opcode=0x10, queue=Queue.LOAD, size=48):
 class Store(_Transfer, opcode=0x40, queue=Queue.STORE, size=48):
     """On-chip memory to DRAM."""
 
-    memory: Memory = bits(2, "The on-chip memory.", kind=Memory, supported=(Memory.ACTIVATION,))
+    memory: Memory = bits(
+        2,
+        "The on-chip memory.",
+        kind=Memory,
+        supported=(Memory.ACTIVATION, Memory.ACCUMULATOR),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

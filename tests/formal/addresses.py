@@ -9,7 +9,7 @@ from weft_hw.config import PRESETS
 from weft_hw.gateware.tile_loader import TileLoader
 from weft_hw.gateware.transfer import EntryKind, TransferGenerator
 from weft_hw.gateware.vector_steps import VectorSteps
-from weft_hw.instructions import Load, Memory, ScaleSource, Store
+from weft_hw.instructions import Element, Load, Memory, ScaleSource, Store
 
 __all__ = ["PROOFS", "entry_contract"]
 
@@ -17,7 +17,8 @@ TINY = PRESETS["tiny"]
 PAGE = 4096
 
 
-def _inside_memory(memory: Value, local: Value, count: Value) -> Value:
+def _inside_memory(entry: data.View) -> Value:
+    memory, local, count = entry.memory, entry.local, entry.bytes
     sizes = {
         Memory.ACTIVATION: TINY.activation_bytes,
         Memory.WEIGHT: TINY.weight_bytes,
@@ -26,7 +27,15 @@ def _inside_memory(memory: Value, local: Value, count: Value) -> Value:
     fits = 0
     for which, bytes_there in sizes.items():
         fits = fits | ((memory == which) & (local + count <= bytes_there))
+    for element in Element:  # accumulators, packed
+        size = (TINY.accumulator_total_rows * TINY.columns) << element
+        packed = (memory == Memory.ACCUMULATOR) & (entry.element == element)
+        fits = fits | (packed & (local + count <= size))
     return fits
+
+
+def _stored(memory: Value) -> Value:
+    return (memory == Memory.ACTIVATION) | (memory == Memory.ACCUMULATOR)
 
 
 def entry_contract(entry: data.View, kind: type[Load] | type[Store]) -> Value:
@@ -46,14 +55,14 @@ def entry_contract(entry: data.View, kind: type[Load] | type[Store]) -> Value:
         & (entry.address % bus == 0)
         & ((entry.address % PAGE) + beats * bus <= PAGE)
         & (entry.address + beats * bus <= 1 << TINY.address_width)
-        & _inside_memory(entry.memory, entry.local, entry.bytes)
+        & _inside_memory(entry)
     )
     sound = ~is_burst | burst
     if kind is Load:
-        absent = (entry.bytes != 0) & _inside_memory(entry.memory, entry.local, entry.bytes)
+        absent = (entry.bytes != 0) & _inside_memory(entry)
         sound &= (entry.kind != EntryKind.ABSENT) | absent
     else:
-        sound &= ~is_burst | (entry.memory == Memory.ACTIVATION)
+        sound &= ~is_burst | _stored(entry.memory)
     return sound & (entry.kind <= EntryKind.FAULT)
 
 
@@ -76,14 +85,14 @@ def _transfers(m: Module, kind: type[Load] | type[Store]) -> None:
     if not isinstance(run, data.View):
         run = data.View(dut.entry.payload.shape(), run)
     valid, dead = inside["run_valid"], inside["dead"]
-    left = (run.bytes != 0) & _inside_memory(run.memory, run.local, run.bytes)
+    left = (run.bytes != 0) & _inside_memory(run)
     in_dram = run.address + run.bytes <= 1 << TINY.address_width
     is_burst = run.kind == EntryKind.BURST
     always(m, ~(valid & is_burst) | (left & in_dram))
     if kind is Load:
         always(m, ~(valid & (run.kind == EntryKind.ABSENT)) | left)
     else:
-        always(m, ~(valid & is_burst) | (run.memory == Memory.ACTIVATION))
+        always(m, ~(valid & is_burst) | _stored(run.memory))
     always(m, run.kind <= EntryKind.FAULT)
     always(m, ~(valid & (run.kind == EntryKind.FAULT)) | dead)
     always(m, ~ended | (dead & ~valid))

@@ -12,7 +12,6 @@ from weft_hw.config import PRESETS, AcceleratorConfig
 from weft_hw.gateware import load, store
 from weft_hw.gateware.bus import ReadArbiter
 from weft_hw.gateware.fetch import Fetch
-from weft_hw.gateware.interfaces import READ_LATENCY
 from weft_hw.gateware.load import LoadEngine
 from weft_hw.gateware.store import StoreEngine
 from weft_hw.gateware.transfer import TransferGenerator
@@ -121,7 +120,7 @@ def _load(m: Module) -> tuple[LoadEngine, Inside]:
         dut = LoadEngine(TINY)
         inside = add(m, dut)
     free(m, dut.engine.instruction.valid, dut.engine.instruction.payload, dut.engine.stop)
-    for port in (dut.activation, dut.weight, dut.parameter):
+    for port in (dut.activation, dut.weight, dut.parameter, dut.accumulator):
         free(m, port.ready)
     axi = dut.axi
     free(m, axi.arready, axi.rvalid, axi.rdata, axi.rresp, axi.rlast)
@@ -179,12 +178,10 @@ def _store(m: Module) -> tuple[StoreEngine, Inside]:
     free(m, dut.engine.instruction.valid, dut.engine.instruction.payload, dut.engine.stop)
     stopped = past(m, dut.engine.stop, "stopped")
     given(m, ~stopped | dut.engine.stop)
-    axi, read = dut.axi, dut.activation
-    free(m, axi.awready, axi.wready, axi.bvalid, axi.bresp, read.ready, read.data)
-    arriving = read.valid & read.ready
-    for stage in range(READ_LATENCY):
-        arriving = past(m, arriving, f"reading_{stage}")
-    m.d.comb += read.data_valid.eq(arriving)
+    axi = dut.axi
+    free(m, axi.awready, axi.wready, axi.bvalid, axi.bresp)
+    for read in (dut.activation, dut.accumulator):
+        free(m, read.ready, read.data)
     return dut, inside
 
 

@@ -11,6 +11,7 @@ from hw.transfer_bench import (
     TINY,
     Driver,
     ReadMemory,
+    loaded,
     memory_sizes,
     random_transfer,
     runs,
@@ -21,10 +22,16 @@ from weft_hw.instructions import Element, Load, Memory
 from weft_hw.registers import FaultCause
 
 
-def expected_after(instruction: Load, memories: dict[Memory, bytearray], dram: bytes) -> None:
+def expected_after(
+    instruction: Load, config, memories: dict[Memory, bytearray], dram: bytes
+) -> None:
     target = memories[instruction.memory]
     length = instruction.run_bytes
     for source, local, exists in runs(instruction):
+        if instruction.memory is Memory.ACCUMULATOR:
+            data = dram[source : source + length] if exists else b""
+            loaded(instruction, config, target, local, data)
+            continue
         fill = bytes([instruction.fill & 0xFF]) * length
         target[local : local + length] = dram[source : source + length] if exists else fill
 
@@ -45,6 +52,7 @@ class Bench:
             Memory.ACTIVATION: self.engine.activation,
             Memory.WEIGHT: self.engine.weight,
             Memory.PARAMETER: self.engine.parameter,
+            Memory.ACCUMULATOR: self.engine.accumulator,
         }
         self.memories = {m: bytearray(n) for m, n in memory_sizes(config).items()}
         self.offers = dict.fromkeys(self.ports)
@@ -76,9 +84,14 @@ class Bench:
                 self.offers[memory] = None
                 content = self.memories[memory]
                 address, data, strobe = offer
+                # The strobe counts bytes; of the accumulators' rows, int32 lanes.
+                width = 4 if memory is Memory.ACCUMULATOR else 1
+                row = address * self.config.columns if width == 4 else address
                 for lane in range(len(port.strobe)):
                     if strobe >> lane & 1:
-                        content[(address + lane) % len(content)] = data >> 8 * lane & 0xFF
+                        for byte in range(width * lane, width * lane + width):
+                            place = (row * width + byte) % len(content)
+                            content[place] = data >> 8 * byte & 0xFF
         self.retired += ctx.get(self.port.retire)
         self.busy = bool(ctx.get(self.port.busy))
         self.bus_busy = bool(ctx.get(self.port.bus_busy))
@@ -112,7 +125,7 @@ def test_random_loads_equal_byte_arrays(name: str, case: int, seed: int) -> None
             if bench.retired != before:
                 # Every earlier instruction's bytes, and no later one's, are in the memories.
                 assert bench.retired == before + 1
-                expected_after(program[before], model, bench.dram)
+                expected_after(program[before], config, model, bench.dram)
                 assert bench.memories == model
             assert bench.cycle < 20000
         for _ in range(20):
@@ -131,6 +144,10 @@ def test_random_loads_equal_byte_arrays(name: str, case: int, seed: int) -> None
         (Load(run_bytes=2048, extent=1), 4, 512),
         # 64 runs of one beat at latency 20: one address a cycle keeps the bus full.
         (Load(counts=(4, 4, 4), dram_strides=(64, 256, 1024), run_bytes=4, extent=1), 20, 64),
+        # Accumulators whose rows begin with a beat.
+        (Load(memory=Memory.ACCUMULATOR, run_bytes=256, extent=1), 4, 64),
+        (Load(memory=Memory.ACCUMULATOR, element=Element.INT16, run_bytes=512, extent=1), 4, 128),
+        (Load(memory=Memory.ACCUMULATOR, element=Element.INT32, run_bytes=1024, extent=1), 4, 256),
     ],
 )
 def test_one_beat_a_cycle(load: Load, latency: int, beats: int) -> None:
@@ -169,8 +186,7 @@ def sign_extended(value: int) -> int:
 FAULTS = {
     "count": (Load(counts=(1, 0, 1)), FaultCause.ZERO_COUNT, 0),
     "length": (Load(run_bytes=0), FaultCause.ZERO_COUNT, 0),
-    "memory": (Load(memory=Memory.ACCUMULATOR), FaultCause.UNSUPPORTED_FIELD, 0),
-    "element": (Load(element=Element.INT16), FaultCause.UNSUPPORTED_FIELD, 0),
+    "element of activations": (Load(element=Element.INT16), FaultCause.UNSUPPORTED_FIELD, 0),
     "below": (Load(address=-1, run_bytes=4), FaultCause.LOCAL_ADDRESS, sign_extended(-1)),
     "beyond": (Load(address=2045, run_bytes=4, extent=1), FaultCause.LOCAL_ADDRESS, 2045),
     "beyond weights": (
@@ -192,6 +208,48 @@ FAULTS = {
         Load(dram_address=(1 << 32) - 2, run_bytes=3, extent=1),
         FaultCause.LOCAL_ADDRESS,
         (1 << 32) - 2,
+    ),
+    "row below": (
+        Load(memory=Memory.ACCUMULATOR, address=-1, run_bytes=4),
+        FaultCause.LOCAL_ADDRESS,
+        sign_extended(-1),
+    ),
+    "row beyond": (
+        Load(memory=Memory.ACCUMULATOR, address=63, element=Element.INT16, run_bytes=10),
+        FaultCause.LOCAL_ADDRESS,
+        63,
+    ),
+    "last row, then beyond": (
+        Load(
+            memory=Memory.ACCUMULATOR,
+            counts=(1, 1, 2),
+            address=62,
+            strides=(0, 0, 1),
+            element=Element.INT32,
+            run_bytes=32,
+        ),
+        FaultCause.LOCAL_ADDRESS,
+        63,
+    ),
+    "half element": (
+        Load(memory=Memory.ACCUMULATOR, element=Element.INT16, run_bytes=3),
+        FaultCause.ALIGNMENT,
+        0,
+    ),
+    "element unaligned": (
+        Load(memory=Memory.ACCUMULATOR, element=Element.INT32, dram_address=2, run_bytes=4),
+        FaultCause.ALIGNMENT,
+        0,
+    ),
+    "element stride unaligned": (
+        Load(
+            memory=Memory.ACCUMULATOR,
+            element=Element.INT32,
+            dram_strides=(0, 0, -6),
+            run_bytes=4,
+        ),
+        FaultCause.ALIGNMENT,
+        0,
     ),
     "run unaligned": (
         Load(memory=Memory.PARAMETER, run_bytes=6),
@@ -223,7 +281,7 @@ def test_a_check_faults_after_its_predecessors_retired(name: str, seed: int) -> 
         assert bench.faults == [(cause, 1000 + len(before), address)]
         assert bench.retired == len(before)
         for instruction in before:
-            expected_after(instruction, model, bench.dram)
+            expected_after(instruction, TINY, model, bench.dram)
         if cause is not FaultCause.LOCAL_ADDRESS:  # its earlier runs are written
             assert bench.memories == model
         bursts = len(bench.axi.bursts)

@@ -12,9 +12,11 @@ from hw.transfer_bench import (
     TINY,
     Driver,
     WriteMemory,
+    memory_sizes,
     random_transfer,
     runs,
     simulate,
+    stored,
 )
 from weft_hw.gateware.interfaces import READ_LATENCY
 from weft_hw.gateware.store import StoreEngine
@@ -22,11 +24,28 @@ from weft_hw.instructions import Element, Memory, Store
 from weft_hw.registers import FaultCause
 
 
-def expected_after(instruction: Store, dram: bytearray, activations: bytes) -> None:
+def expected_after(
+    instruction: Store, config, dram: bytearray, memories: dict[Memory, bytes]
+) -> None:
     length = instruction.run_bytes
+    source = memories[instruction.memory]
     for target, local, exists in runs(instruction):
-        if exists:
-            dram[target : target + length] = activations[local : local + length]
+        if exists and instruction.memory is Memory.ACCUMULATOR:
+            dram[target : target + length] = stored(instruction, config, source, local)
+        elif exists:
+            dram[target : target + length] = source[local : local + length]
+
+
+def accumulators(rng: random.Random, count: int) -> bytes:
+    """Values of every size: some saturate, some are at the ends of a width."""
+    edges = [sign * (1 << bits) - less for bits in (7, 15) for sign in (1, -1) for less in (0, 1)]
+    values = [
+        rng.choice(
+            [rng.choice(edges), rng.randint(-(1 << 31), (1 << 31) - 1) >> rng.randint(0, 31)]
+        )
+        for _ in range(count)
+    ]
+    return b"".join(value.to_bytes(4, "little", signed=True) for value in values)
 
 
 class Bench:
@@ -35,15 +54,25 @@ class Bench:
     def __init__(self, config, instructions, seed, *, refuse=0.3, **timing) -> None:
         self.rng = random.Random(str(seed))
         self.config = config
-        self.activations = self.rng.randbytes(config.activation_bytes)
+        sizes = memory_sizes(config)
+        self.memories = {
+            Memory.ACTIVATION: self.rng.randbytes(sizes[Memory.ACTIVATION]),
+            Memory.ACCUMULATOR: accumulators(self.rng, sizes[Memory.ACCUMULATOR] // 4),
+        }
         self.dram = bytearray(DRAM_BYTES)
         self.engine = StoreEngine(config)
         self.port = self.engine.engine
         self.axi = WriteMemory(config, self.engine.axi, self.dram, self.rng, **timing)
         self.driver = Driver(self.port, instructions, self.rng, pause=0.3 if refuse else 0.0)
         self.refuse = refuse
-        self.offer = None
-        self.data: deque[bytes | None] = deque([None] * READ_LATENCY)
+        self.ports = {
+            Memory.ACTIVATION: self.engine.activation,
+            Memory.ACCUMULATOR: self.engine.accumulator,
+        }
+        self.offers = dict.fromkeys(self.ports)
+        self.data: dict[Memory, deque[bytes | None]] = {
+            memory: deque([None] * READ_LATENCY) for memory in self.ports
+        }
         self.cycle = 0
         self.retired = 0
         self.beats = 0
@@ -53,27 +82,29 @@ class Bench:
     def drive(self, ctx) -> None:
         self.driver.drive(ctx)
         self.axi.drive(ctx)
-        read = self.engine.activation
-        ctx.set(read.ready, self.rng.random() >= self.refuse)
-        due = self.data.popleft()
-        ctx.set(read.data_valid, due is not None)
-        garbage = self.rng.randbytes(self.config.line_bytes)  # data hold for one cycle only
-        ctx.set(read.data, int.from_bytes(due if due is not None else garbage, "little"))
+        for memory, read in self.ports.items():
+            ctx.set(read.ready, self.rng.random() >= self.refuse)
+            due = self.data[memory].popleft()
+            ctx.set(read.data_valid, due is not None)
+            garbage = self.rng.randbytes(len(read.data) // 8)  # data hold for one cycle only
+            ctx.set(read.data, int.from_bytes(due if due is not None else garbage, "little"))
 
     def sample(self, ctx) -> None:
         self.beats += ctx.get(self.engine.beat)
         self.driver.sample(ctx)
         self.axi.sample(ctx)
-        read = self.engine.activation
-        offer = ctx.get(read.address) if ctx.get(read.valid) else None
-        assert self.offer in (None, offer), "a read was changed or withdrawn"
-        taken = offer is not None and ctx.get(read.ready)
-        self.offer = None if taken else offer
-        size = len(self.activations)
-        line = range(self.config.line_bytes)
-        self.data.append(
-            bytes(self.activations[(offer + i) % size] for i in line) if taken else None
-        )
+        for memory, read in self.ports.items():
+            offer = ctx.get(read.address) if ctx.get(read.valid) else None
+            assert self.offers[memory] in (None, offer), "a read was changed or withdrawn"
+            taken = offer is not None and ctx.get(read.ready)
+            self.offers[memory] = None if taken else offer
+            content, width = self.memories[memory], len(read.data) // 8
+            scale = width if memory is Memory.ACCUMULATOR else 1  # its addresses are rows
+            self.data[memory].append(
+                bytes(content[(offer * scale + i) % len(content)] for i in range(width))
+                if taken
+                else None
+            )
         self.retired += ctx.get(self.port.retire)
         self.busy = bool(ctx.get(self.port.busy))
         self.bus_busy = bool(ctx.get(self.port.bus_busy))
@@ -119,7 +150,7 @@ def test_random_stores_equal_byte_arrays(name: str, case: int, seed: int) -> Non
 
     def check_retired(number: int) -> None:
         """Its bytes are in DRAM, but where a later instruction may already have written."""
-        expected_after(program[number], model, bench.activations)
+        expected_after(program[number], config, model, bench.memories)
         later = set()
         for instruction in program[number + 1 :]:
             for target, _, exists in runs(instruction):
@@ -139,6 +170,10 @@ def test_random_stores_equal_byte_arrays(name: str, case: int, seed: int) -> Non
         (Store(run_bytes=2048, extent=1), 4, 512),
         # Runs of one beat: an address a cycle, responses 20 cycles later.
         (Store(counts=(4, 4, 4), dram_strides=(64, 256, 1024), run_bytes=4, extent=1), 20, 64),
+        # Accumulators whose rows begin with a beat.
+        (Store(memory=Memory.ACCUMULATOR, run_bytes=256, extent=1), 4, 64),
+        (Store(memory=Memory.ACCUMULATOR, element=Element.INT16, run_bytes=512, extent=1), 4, 128),
+        (Store(memory=Memory.ACCUMULATOR, element=Element.INT32, run_bytes=1024, extent=1), 4, 256),
     ],
 )
 def test_one_beat_a_cycle(store: Store, latency: int, beats: int) -> None:
@@ -178,13 +213,32 @@ FAULTS = {
     "length": (Store(run_bytes=0, extent=1), FaultCause.ZERO_COUNT, 0),
     "weights": (Store(memory=Memory.WEIGHT, extent=1), FaultCause.UNSUPPORTED_FIELD, 0),
     "parameters": (Store(memory=Memory.PARAMETER, extent=1), FaultCause.UNSUPPORTED_FIELD, 0),
-    "element": (Store(element=Element.INT32, extent=1), FaultCause.UNSUPPORTED_FIELD, 0),
+    "element of activations": (
+        Store(element=Element.INT32, extent=1),
+        FaultCause.UNSUPPORTED_FIELD,
+        0,
+    ),
     "below": (
         Store(address=-1, run_bytes=4, extent=1),
         FaultCause.LOCAL_ADDRESS,
         sign_extended(-1),
     ),
     "beyond": (Store(address=2045, run_bytes=4, extent=1), FaultCause.LOCAL_ADDRESS, 2045),
+    "element": (
+        Store(memory=Memory.ACCUMULATOR, element=3, extent=1),
+        FaultCause.UNSUPPORTED_FIELD,
+        0,
+    ),
+    "row beyond": (
+        Store(memory=Memory.ACCUMULATOR, address=60, element=Element.INT32, run_bytes=68, extent=1),
+        FaultCause.LOCAL_ADDRESS,
+        60,
+    ),
+    "half element": (
+        Store(memory=Memory.ACCUMULATOR, element=Element.INT32, run_bytes=6, extent=1),
+        FaultCause.ALIGNMENT,
+        0,
+    ),
     "far": (  # only the last run exists; 20 bits of address would wrap to zero
         Store(counts=(1, 5, 1), strides=(0, 1 << 18, 0), origin=-4, steps=(0, 1, 0), extent=1),
         FaultCause.LOCAL_ADDRESS,
@@ -225,9 +279,9 @@ def test_a_check_faults_after_its_predecessors_retired(name: str, seed: int) -> 
         assert bench.faults == [(cause, 1000 + len(before), address)]
         assert bench.retired == len(before)
         for instruction in before:
-            expected_after(instruction, model, bench.activations)
+            expected_after(instruction, TINY, model, bench.memories)
         if name == "dram":  # its first run is written
-            model[0] = bench.activations[0]
+            model[0] = bench.memories[Memory.ACTIVATION][0]
         assert bench.dram == model
         bursts = len(bench.axi.bursts)
         for _ in range(40):

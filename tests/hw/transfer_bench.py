@@ -13,7 +13,7 @@ from amaranth.hdl import Value
 from amaranth.sim import Simulator
 
 from weft_hw.config import PRESETS, AcceleratorConfig
-from weft_hw.instructions import Load, Memory, Store
+from weft_hw.instructions import Element, Load, Memory, Store
 
 TINY = PRESETS["tiny"]
 CONFIGS = {
@@ -24,12 +24,17 @@ CONFIGS = {
     "line wider than bus": dataclasses.replace(
         TINY, columns=8, vector_lanes=8, burst_beats=16, max_outstanding=1
     ),
+    "beat of several rows": dataclasses.replace(
+        TINY, columns=2, vector_lanes=2, bus_width=64, burst_beats=2
+    ),
 }
 DRAM_BYTES = 1 << 15
 
 
 def memory_sizes(config: AcceleratorConfig) -> dict[Memory, int]:
+    """Bytes of each memory; accumulators are little-endian int32, row after row."""
     return {
+        Memory.ACCUMULATOR: 4 * config.columns * config.accumulator_total_rows,
         Memory.ACTIVATION: config.activation_bytes,
         Memory.WEIGHT: config.weight_bytes,
         Memory.PARAMETER: config.parameter_bytes,
@@ -49,31 +54,77 @@ def runs(instruction: Load | Store) -> Iterator[tuple[int, int, bool]]:
         yield dram, local, 0 <= coordinate < instruction.extent
 
 
+def in_range(config: AcceleratorConfig, instruction: Load | Store, local: int) -> bool:
+    """Whether a run at that on-chip address lies inside its memory."""
+    length, size = instruction.run_bytes, memory_sizes(config)[instruction.memory]
+    if instruction.memory is Memory.ACCUMULATOR:
+        elements = length // (1, 2, 4)[instruction.element]
+        length, size = -(-elements // config.columns), config.accumulator_total_rows
+    return 0 <= local and local + length <= size
+
+
+def elements_of(instruction: Load | Store, config: AcceleratorConfig, local: int) -> list[int]:
+    """Where in the accumulators' bytes each element of a run lies."""
+    count = instruction.run_bytes // (1, 2, 4)[instruction.element]
+    return [4 * (local * config.columns + number) for number in range(count)]
+
+
+def loaded(
+    instruction: Load, config: AcceleratorConfig, memory: bytearray, local: int, source: bytes
+) -> None:
+    """What a run does to accumulators; ``source`` is empty if the run does not exist."""
+    width = (1, 2, 4)[instruction.element]
+    for number, place in enumerate(elements_of(instruction, config, local)):
+        data = source[number * width : (number + 1) * width]
+        value = int.from_bytes(data, "little", signed=True) if source else instruction.fill
+        memory[place : place + 4] = value.to_bytes(4, "little", signed=True)
+
+
+def stored(instruction: Store, config: AcceleratorConfig, memory: bytes, local: int) -> bytes:
+    """The bytes of a run of accumulators."""
+    width = (1, 2, 4)[instruction.element]
+    limit = 1 << (8 * width - 1)
+    result = b""
+    for place in elements_of(instruction, config, local):
+        value = int.from_bytes(memory[place : place + 4], "little", signed=True)
+        value = limit - 1 if value >= limit else max(value, -limit)
+        result += value.to_bytes(width, "little", signed=True)
+    return result
+
+
 def random_transfer(
     rng: random.Random, config: AcceleratorConfig, kind: type[Load] | type[Store]
 ) -> Load | Store:
     """A legal instruction, often with absent runs, unaligned ends and overlapping runs."""
     sizes = memory_sizes(config)
     while True:
-        memory = Memory.ACTIVATION if kind is Store else rng.choice(list(sizes))
-        grain = config.bus_bytes if memory is Memory.PARAMETER else 1
+        memory = rng.choice([Memory.ACTIVATION, Memory.ACCUMULATOR] if kind is Store else [*sizes])
+        rows = memory is Memory.ACCUMULATOR
+        element = rng.choice(list(Element)) if rows else Element.INT8
+        grain = config.bus_bytes if memory is Memory.PARAMETER else (1, 2, 4)[element]
         reach = rng.choice([8, 64, 300])
+        local_reach = rng.choice([1, 4, 12]) if rows else reach
+        local_grain = 1 if rows else grain
         length = rng.choice([1, 2, 3, rng.randint(1, 24), rng.randint(1, 150)])
 
         def rounded(value: int, grain: int = grain) -> int:
             return value // grain * grain
 
         page = 4096 * rng.randint(1, DRAM_BYTES // 4096 - 2)
+        last_address = config.accumulator_total_rows if rows else sizes[memory]
         instruction = kind(
             memory=memory,
+            element=element,
             dram_address=rounded(
                 rng.choice([page - rng.randint(0, 40), rng.randrange(DRAM_BYTES)])
             ),
             counts=tuple(rng.choice([1, 1, 2, 3]) for _ in range(3)),
             dram_strides=tuple(rounded(rng.randint(-reach, reach)) for _ in range(3)),
             run_bytes=max(grain, rounded(length)),
-            address=rounded(rng.randrange(sizes[memory])),
-            strides=tuple(rounded(rng.randint(-reach, reach)) for _ in range(3)),
+            address=rounded(rng.randrange(last_address), local_grain),
+            strides=tuple(
+                rounded(rng.randint(-local_reach, local_reach), local_grain) for _ in range(3)
+            ),
             origin=rng.randint(-2, 2),
             extent=rng.choice([0, 1, 2, 4, 4095]),
             steps=tuple(rng.choice([-1, 0, 0, 1, 2]) for _ in range(3)),
@@ -82,7 +133,7 @@ def random_transfer(
         last = instruction.run_bytes - 1
         if all(
             (not exists or 0 <= dram and dram + last < DRAM_BYTES)
-            and ((kind is Store and not exists) or 0 <= local and local + last < sizes[memory])
+            and ((kind is Store and not exists) or in_range(config, instruction, local))
             for dram, local, exists in runs(instruction)
         ):
             return instruction

@@ -91,8 +91,8 @@ FAULTS = (
     ),
     Fault(
         "store.py",
-        "axi.wstrb.eq(Mux(halt, 0, strobes))",
-        "axi.wstrb.eq(strobes)",
+        "axi.wstrb.eq(Mux(halt, 0, offered))",
+        "axi.wstrb.eq(offered)",
         "a stopped STORE still writes",
         ("test_store_engine.py",),
     ),
@@ -109,6 +109,27 @@ FAULTS = (
         "axi.bready.eq(waits)",
         "a stopped STORE does not take its responses",
         ("test_store_engine.py",),
+    ),
+    Fault(
+        "packed_rows.py",
+        "fits = Mux(sign, above.all(), ~above.any())",
+        "fits = Mux(sign, ~above.any(), ~above.any())",
+        "every negative accumulator saturates",
+        ("test_store_engine.py",),
+    ),
+    Fault(
+        "store.py",
+        "Mux(piece.beat_ends, 0, piece.offset + count)",
+        "0",
+        "a beat's second piece starts at its first byte",
+        ("test_store_engine.py",),
+    ),
+    Fault(
+        "load.py",
+        "exhausted.eq(final | ~in_rows | (count == room))",
+        "exhausted.eq(1)",
+        "a beat with elements of two rows fills one of them",
+        ("test_load_engine.py",),
     ),
     Fault(
         "fetch.py",

@@ -13,6 +13,7 @@ from weft_hw.instructions import (
     Accumulate,
     Bounds,
     Dataflow,
+    Element,
     Head,
     Instruction,
     Load,
@@ -145,6 +146,14 @@ class ReferenceMachine:
             for value in placed + instruction.dram_strides + instruction.strides:
                 if value % self.config.bus_bytes:
                     raise ReferenceFault("ALIGNMENT")
+        if instruction.memory == Memory.ACCUMULATOR:
+            for value in (
+                instruction.dram_address,
+                instruction.run_bytes,
+                *instruction.dram_strides,
+            ):
+                if value % self._element_bytes(instruction):
+                    raise ReferenceFault("ALIGNMENT")
         for index in nest(instruction.counts):
             coordinate = at(instruction.origin, instruction.steps, index)
             yield (
@@ -164,10 +173,17 @@ class ReferenceMachine:
                 raise ReferenceFault(cause, burst)
             burst = end
 
+    @staticmethod
+    def _element_bytes(instruction: Load | Store) -> int:
+        return {Element.INT8: 1, Element.INT16: 2, Element.INT32: 4}[instruction.element]
+
     def _load(self, instruction: Load) -> None:
-        memory = self._memory(instruction.memory)
         length = instruction.run_bytes
         for dram, local, exists in self._runs(instruction):
+            if instruction.memory == Memory.ACCUMULATOR:
+                self._load_rows(instruction, dram, local, exists)
+                continue
+            memory = self._memory(instruction.memory)
             self._inside(memory, local, length)
             data = [instruction.fill % 256] * length
             if exists:
@@ -175,13 +191,48 @@ class ReferenceMachine:
                 data = self.dram[dram : dram + length]
             memory[local : local + length] = data
 
+    def _rows(self, instruction: Load | Store, local: int) -> list[tuple[int, int]]:
+        """Row and lane of each element of a run; the fault names the run's first row."""
+        columns = self.config.columns
+        elements = range(instruction.run_bytes // self._element_bytes(instruction))
+        places = [(local + number // columns, number % columns) for number in elements]
+        self._inside(self.accumulator, local, places[-1][0] - local + 1)
+        return places
+
+    def _load_rows(self, instruction: Load, dram: int, local: int, exists: bool) -> None:
+        width = self._element_bytes(instruction)
+        places = self._rows(instruction, local)
+        if exists:
+            self._on_bus("READ_ERROR", dram, instruction.run_bytes)
+        for number, (row, lane) in enumerate(places):
+            value = instruction.fill
+            if exists:
+                start = dram + number * width
+                data = bytes(self.dram[start : start + width])
+                value = int.from_bytes(data, "little", signed=True)
+            self.accumulator[row][lane] = value
+
     def _store(self, instruction: Store) -> None:
         length = instruction.run_bytes
         for dram, local, exists in self._runs(instruction):
-            if exists:
+            if not exists:
+                continue
+            if instruction.memory == Memory.ACCUMULATOR:
+                data = self._narrowed(instruction, self._rows(instruction, local))
+            else:
                 self._inside(self.activation, local, length)
-                self._on_bus("WRITE_ERROR", dram, length)
-                self.dram[dram : dram + length] = self.activation[local : local + length]
+                data = self.activation[local : local + length]
+            self._on_bus("WRITE_ERROR", dram, length)
+            self.dram[dram : dram + length] = data
+
+    def _narrowed(self, instruction: Store, places: list[tuple[int, int]]) -> list[int]:
+        width = self._element_bytes(instruction)
+        largest = 2 ** (8 * width - 1) - 1
+        data = b""
+        for row, lane in places:
+            value = min(max(self.accumulator[row][lane], -largest - 1), largest)
+            data += value.to_bytes(width, "little", signed=True)
+        return list(data)
 
     @staticmethod
     def _exists(instruction: Matrix | Vector, index: tuple[int, ...]) -> bool:

@@ -11,6 +11,7 @@ from weft_hw.instructions import (
     Accumulate,
     Bounds,
     Dataflow,
+    Element,
     Head,
     Instruction,
     Load,
@@ -133,17 +134,20 @@ class RandomInstructions:
     # Instructions -------------------------------------------------------------------------------
 
     def load(self) -> Load:
-        """LOAD of a scratchpad."""
-        memory = self.pick([Memory.ACTIVATION, Memory.WEIGHT])
-        config = self.config
-        size = config.activation_bytes if memory is Memory.ACTIVATION else config.weight_bytes
-        return self._transfer(Load, memory, size)
+        """LOAD of a scratchpad or of accumulators."""
+        return self._transfer(
+            Load, self.pick([Memory.ACTIVATION, Memory.WEIGHT, Memory.ACCUMULATOR])
+        )
 
     def store(self) -> Store:
-        """STORE of the activation scratchpad."""
-        return self._transfer(Store, Memory.ACTIVATION, self.config.activation_bytes)
+        """STORE of the activation scratchpad or of accumulators."""
+        return self._transfer(Store, self.pick([Memory.ACTIVATION, Memory.ACCUMULATOR]))
 
-    def _transfer(self, kind: Any, memory: Memory, size: int) -> Any:
+    def _transfer(self, kind: Any, memory: Memory) -> Any:
+        config = self.config
+        rows = memory is Memory.ACCUMULATOR
+        element = self.pick(list(Element)) if rows else Element.INT8
+        grain = (1, 2, 4)[element]  # bytes of an element: all that is in DRAM is a multiple of it
         counts = self.counts((5, 5, 5), 24)
         origin, extent = self.pick([0, 0, -1, 2, -4096]), self.pick([1, 2, 4, 4095, 4095, 0])
         step = tuple(self.pick([0, 0, 1, 2, -1]) for _ in range(3))
@@ -152,19 +156,29 @@ class RandomInstructions:
         def exists(index: tuple[int, ...]) -> bool:
             return 0 <= positions[index] < extent
 
-        run = self.between(1, self.pick([5, 20, 70]))
-        steps = [1, run, run + 3, self.config.line_bytes]
+        run = self.between(1, self.pick([5, 20, 70]))  # elements
+        steps = [1, run, run + 3, config.line_bytes]
+        span = -(-run // config.columns) if rows else run
+        size = {
+            Memory.ACTIVATION: config.activation_bytes,
+            Memory.WEIGHT: config.weight_bytes,
+            Memory.ACCUMULATOR: config.accumulator_total_rows,
+        }[memory]
         always: dict[str, Any] = {} if kind is Load else {"exists": exists}
-        address, strides = self.place(counts, (0, size), run, steps=steps, **always)
-        dram, dram_strides = self.place(counts, self.dram, run, steps=steps, exists=exists)
+        address, strides = self.place(
+            counts, (0, size), span, steps=[1, span, span + 1] if rows else steps, **always
+        )
+        elements = -(-self.dram[0] // grain), self.dram[1] // grain
+        dram, dram_strides = self.place(counts, elements, run, steps=steps, exists=exists)
         if dram < 0:  # no unsigned base fits: some run that does not exist comes first
-            dram, dram_strides = self.dram[0], (0, 0, 0)
+            dram, dram_strides = elements[0], (0, 0, 0)
         return kind(
-            dram_address=dram,
-            dram_strides=dram_strides,
+            dram_address=dram * grain,
+            dram_strides=tuple(grain * stride for stride in dram_strides),
             counts=counts,
-            run_bytes=run,
+            run_bytes=run * grain,
             memory=memory,
+            element=element,
             address=address,
             strides=strides,
             origin=origin,

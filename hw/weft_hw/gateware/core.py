@@ -150,7 +150,11 @@ class Core(wiring.Component):
         m.submodules.weight = weight = Scratchpad(
             config.weight_bytes, config.weight_banks, line, readers=2, writers=1
         )
-        m.submodules.accumulator = accumulator = AccumulatorMemory(config, readers=2, writers=1)
+        accumulator_reads = [vector.accumulator_a, vector.accumulator_b, store.accumulator]
+        accumulator_writes = [vector.accumulator_result, load.accumulator]
+        m.submodules.accumulator = accumulator = AccumulatorMemory(
+            config, readers=len(accumulator_reads), writers=len(accumulator_writes)
+        )
         m.submodules.parameter = parameter = ParameterMemory(config)
         for requester, port in zip(activation_reads, activation.reads):
             connect(m, requester, port)
@@ -160,9 +164,10 @@ class Core(wiring.Component):
         connect(m, vector.weight_b, weight.reads[1])
         connect(m, load.weight, weight.writes[0])
         connect(m, matrix.update, accumulator.update)
-        connect(m, vector.accumulator_a, accumulator.reads[0])
-        connect(m, vector.accumulator_b, accumulator.reads[1])
-        connect(m, vector.accumulator_result, accumulator.writes[0])
+        for requester, port in zip(accumulator_reads, accumulator.reads):
+            connect(m, requester, port)
+        for requester, port in zip(accumulator_writes, accumulator.writes):
+            connect(m, requester, port)
         connect(m, load.parameter, parameter.write)
         connect(m, vector.parameters, parameter.read)
         for memory in (activation, weight, accumulator, parameter):

@@ -1,18 +1,20 @@
-"""The LOAD engine: from DRAM to the scratchpads and the parameter memory."""
+"""The LOAD engine: from DRAM to the on-chip memories."""
 
 from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import AxiReadPort, EnginePort, WritePort
+from weft_hw.gateware.interfaces import AccumulatorWritePort, AxiReadPort, EnginePort, WritePort
+from weft_hw.gateware.packed_rows import PackedPlace, rotated, unpacked_row
 from weft_hw.gateware.transfer import (
     EntryKind,
     TransferGenerator,
     entry_layout,
     local_address_bits,
+    packed_row_bits,
 )
-from weft_hw.instructions import STRIDE_BITS, Load, Memory
+from weft_hw.instructions import STRIDE_BITS, Element, Load, Memory
 from weft_hw.registers import FaultCause
 
 __all__ = ["LoadEngine"]
@@ -21,13 +23,17 @@ __all__ = ["LoadEngine"]
 class LoadEngine(wiring.Component):
     """Executes LOAD (docs/machine.md): byte ``local + i`` of a run is byte ``dram + i`` of DRAM.
 
+    Of accumulators these are packed bytes (:mod:`weft_hw.gateware.packed_rows`): what a beat holds
+    of one row is rotated to its place there, sign-extended and written in one step.
+
     A :class:`~weft_hw.gateware.transfer.TransferGenerator` runs ahead: its bursts go to the bus as
     fast as it takes them, at most ``max_outstanding`` in flight, across instructions. A queue of as
     many entries remembers them, and the runs to fill and the faults between them, for the response
     side, which handles one entry after the other.
 
     Flow control: one beat a cycle is taken from the bus and written, unless the memory refuses:
-    then the bus waits. Absent runs are filled a line a cycle (parameter memory: a beat).
+    then the bus waits. A beat with elements of several accumulator rows takes a cycle for each of
+    them. Absent runs are filled a line a cycle (parameter memory: a beat; accumulators: a row).
 
     Timing: address valid three cycles after acceptance; a beat is presented to the memory in the
     cycle after its transfer. ``retire`` is high in the cycle in which the memory takes an
@@ -47,6 +53,7 @@ class LoadEngine(wiring.Component):
     axi : Out(AxiReadPort(config))
     activation, weight : Out(WritePort(bits of the memory, line_bytes))
     parameter : Out(WritePort(bits of parameter_bytes, bus_bytes))
+    accumulator : Out(AccumulatorWritePort(config))
     beat : Out(1)
         A data beat is transferred.
     """
@@ -61,6 +68,7 @@ class LoadEngine(wiring.Component):
                 "activation": Out(WritePort(config.activation_address_bits, config.line_bytes)),
                 "weight": Out(WritePort(config.weight_address_bits, config.line_bytes)),
                 "parameter": Out(WritePort(parameter_bits, config.bus_bytes)),
+                "accumulator": Out(AccumulatorWritePort(config)),
                 "beat": Out(1),
             }
         )
@@ -122,26 +130,38 @@ class LoadEngine(wiring.Component):
         config = self._config
         axi = self.axi
         line, beat = config.line_bytes, config.bus_bytes
+        widest = max(line, 1 << packed_row_bits(config, Element.INT32))
 
         is_burst = Signal()
+        in_rows = Signal()  # accumulators
         first = Signal(init=1)  # the head entry was not begun
+        next_offset = Signal.like(head.offset, reset_less=True)
         next_local = Signal(local_address_bits(config), reset_less=True)
         next_left = Signal(STRIDE_BITS, reset_less=True)
-        local = Mux(first, head.local, next_local)
+        local = Signal(local_address_bits(config))
         left = Signal(STRIDE_BITS)
         offset = Signal.like(head.offset)
-        width = Signal(range(line + 1))  # bytes that one step can move
-        count = Signal(range(line + 1))
+        room = Signal(range(beat + 1))  # bytes of the beat
+        width = Signal(range(widest + 1))  # bytes that one step can move
+        count = Signal(range(widest + 1))
         final = Signal()
+        exhausted = Signal()  # the beat is not needed any more after this step
         m.d.comb += [
             is_burst.eq(head.kind == EntryKind.BURST),
+            in_rows.eq(head.memory == Memory.ACCUMULATOR),
+            local.eq(Mux(first, head.local, next_local)),
             left.eq(Mux(first, head.bytes, next_left)),
-            offset.eq(Mux(first & is_burst, head.offset, 0)),
+            offset.eq(Mux(first, Mux(is_burst, head.offset, 0), next_offset)),
+            room.eq(beat - offset),
             final.eq(left <= width),
             count.eq(Mux(final, left, width)),
+            exhausted.eq(final | ~in_rows | (count == room)),
         ]
+        row = PackedPlace(m, config, "target", local, head.element)
         with m.If(is_burst):
-            m.d.comb += width.eq(beat - offset)
+            m.d.comb += width.eq(Mux(in_rows & (row.left < room), row.left, room))
+        with m.Elif(in_rows):
+            m.d.comb += width.eq(row.left)
         with m.Elif(head.memory == Memory.PARAMETER):
             m.d.comb += width.eq(beat)
         with m.Else():
@@ -150,10 +170,10 @@ class LoadEngine(wiring.Component):
         error = axi.rresp[1]
         step = Signal()
         m.submodules.writer = writer = _Writer(config)
-        for name in ("activation", "weight", "parameter"):
+        for name in ("activation", "weight", "parameter", "accumulator"):
             wiring.connect(m, getattr(writer, name), wiring.flipped(getattr(self, name)))
         m.d.comb += [
-            axi.rready.eq(halt | (queue.r_rdy & is_burst & writer.i.ready)),
+            axi.rready.eq(halt | (queue.r_rdy & is_burst & writer.i.ready & (exhausted | error))),
             self.beat.eq(axi.rvalid & axi.rready),
             step.eq(writer.i.valid & writer.i.ready),
             queue.r_en.eq(step & final),
@@ -163,22 +183,30 @@ class LoadEngine(wiring.Component):
                 & Mux(is_burst, axi.rvalid & ~error, head.kind == EntryKind.ABSENT)
             ),
             writer.i.payload.memory.eq(head.memory),
+            writer.i.payload.element.eq(Mux(is_burst, head.element, Element.INT8)),
             # Lanes before the run's first byte are not strobed: the address may wrap below zero.
-            writer.i.payload.address.eq(local - offset),
+            writer.i.payload.address.eq(Mux(in_rows, row.row, local - offset)),
             writer.i.payload.last.eq(head.last & final),
             self.engine.retire.eq(writer.finished & ~self.engine.stop),
         ]
-        end = Signal(range(line + 1))
-        m.d.comb += end.eq(offset + count)
+        # Strobed are bytes, or lanes of a row.
+        low, high = Signal(range(line)), Signal(range(line + 1))
+        m.d.comb += [low.eq(offset), high.eq(offset + count)]
+        with m.If(in_rows):
+            m.d.comb += low.eq(row.place >> head.element)
+            m.d.comb += high.eq((row.place + count) >> head.element)
         for lane in range(line):
-            m.d.comb += writer.i.payload.strobe[lane].eq((lane >= offset) & (lane < end))
+            m.d.comb += writer.i.payload.strobe[lane].eq((lane >= low) & (lane < high))
+        turn = Signal(range(beat))
+        m.d.comb += turn.eq(Mux(in_rows, row.place - offset, 0))
         with m.If(is_burst):
-            m.d.comb += writer.i.payload.data.eq(axi.rdata)
+            m.d.comb += writer.i.payload.data.eq(rotated(m, axi.rdata, turn))
         with m.Else():
             m.d.comb += writer.i.payload.data.eq(head.fill.replicate(line))
         with m.If(step):
             m.d.sync += [
                 first.eq(final),
+                next_offset.eq(Mux(exhausted, 0, offset + count)),
                 next_local.eq(local + count),
                 next_left.eq(left - count),
             ]
@@ -196,7 +224,7 @@ class LoadEngine(wiring.Component):
             m.d.sync += pending.eq(0)
 
         waiting = Signal()
-        no_beat = queue.r_rdy & is_burst & ~(axi.rvalid & axi.rready)
+        no_beat = queue.r_rdy & is_burst & ~axi.rvalid
         m.d.comb += waiting.eq(~writer.i.ready | no_beat)
         return waiting
 
@@ -206,8 +234,11 @@ class _Writer(wiring.Component):
 
     Members
     -------
-    i : In(stream of (memory, address, data, strobe, last))
+    i : In(stream of (memory, element, address, data, strobe, last))
+        For accumulators the address is a row, the strobe has a bit a lane, and the data are of
+        packed elements of that width, which are extended here.
     activation, weight, parameter : Out(WritePort)
+    accumulator : Out(AccumulatorWritePort)
     finished : Out(1)
         A write with ``last`` is taken in this cycle.
     empty : Out(1)
@@ -215,11 +246,13 @@ class _Writer(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
         line = config.line_bytes
         parameter_bits = (config.parameter_bytes - 1).bit_length()
         self._payload = data.StructLayout(
             {
                 "memory": unsigned(2),
+                "element": unsigned(2),
                 "address": unsigned(local_address_bits(config)),
                 "data": unsigned(8 * line),
                 "strobe": unsigned(line),
@@ -232,6 +265,7 @@ class _Writer(wiring.Component):
                 "activation": Out(WritePort(config.activation_address_bits, line)),
                 "weight": Out(WritePort(config.weight_address_bits, line)),
                 "parameter": Out(WritePort(parameter_bits, config.bus_bytes)),
+                "accumulator": Out(AccumulatorWritePort(config)),
                 "finished": Out(1),
                 "empty": Out(1),
             }
@@ -246,17 +280,19 @@ class _Writer(wiring.Component):
             Memory.ACTIVATION: self.activation,
             Memory.WEIGHT: self.weight,
             Memory.PARAMETER: self.parameter,
+            Memory.ACCUMULATOR: self.accumulator,
         }
         with m.Switch(held.memory):
             for memory, port in ports.items():
                 with m.Case(memory):
                     m.d.comb += [port.valid.eq(valid), taken.eq(valid & port.ready)]
         for port in ports.values():
-            m.d.comb += [
-                port.address.eq(held.address),
-                port.data.eq(held.data),
-                port.strobe.eq(held.strobe),
-            ]
+            m.d.comb += [port.address.eq(held.address), port.strobe.eq(held.strobe)]
+        beat = held.data[: self._config.bus_width]
+        row = unpacked_row(m, self._config, beat, held.element)
+        m.d.comb += self.accumulator.data.eq(row)
+        for port in (self.activation, self.weight, self.parameter):
+            m.d.comb += port.data.eq(held.data)
         m.d.comb += [
             self.i.ready.eq(~valid | taken),
             self.finished.eq(taken & held.last),

@@ -1,39 +1,52 @@
-"""The STORE engine: from the activation scratchpad to DRAM."""
+"""The STORE engine: from the activation scratchpad and the accumulator memory to DRAM."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, fifo, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import READ_LATENCY, AxiWritePort, EnginePort, ReadPort
+from weft_hw.gateware.interfaces import (
+    READ_LATENCY,
+    AccumulatorReadPort,
+    AxiWritePort,
+    EnginePort,
+    ReadPort,
+)
+from weft_hw.gateware.packed_rows import PackedPlace, packed_chunk, rotated
 from weft_hw.gateware.transfer import (
     EntryKind,
     TransferGenerator,
     local_address_bits,
+    packed_row_bits,
 )
-from weft_hw.instructions import DRAM_BITS, Store
+from weft_hw.instructions import DRAM_BITS, Element, Memory, Store
 from weft_hw.registers import FaultCause
 
 __all__ = ["StoreEngine"]
 
-# Beats between a read request and the bus: as many as pass before the first one's place is free.
-BEATS_IN_FLIGHT = READ_LATENCY + 2
+# Reads between their request and the bus: as many as pass before the first one's place is free.
+BEATS_IN_FLIGHT = READ_LATENCY + 3
 
 
 class StoreEngine(wiring.Component):
     """Executes STORE (docs/machine.md): byte ``dram + i`` of DRAM becomes byte ``local + i``.
+
+    Of accumulators these are packed bytes (:mod:`weft_hw.gateware.packed_rows`). A read brings what
+    one beat needs of one beat-wide chunk of a packed row; where a beat needs several, the first
+    ones wait for the last.
 
     A :class:`~weft_hw.gateware.transfer.TransferGenerator` gives bursts; each one's address goes to
     the bus, and two queues note it: one for the read side, which fetches its beats from the
     scratchpad, one for the response side, which waits for its response and reports. At most
     ``max_outstanding`` bursts lack their response, across instructions.
 
-    Flow control: a beat is read from the scratchpad only if there is room for it behind the read
-    latency. Its address is such that the bytes come in their bus lanes; lanes beyond the run are
+    Flow control: a beat is read only if there is room for it behind the read latency. A
+    scratchpad's address is such that the bytes come in their bus lanes; lanes beyond the run are
     not strobed. A burst's first data beat is never offered before its address.
 
-    Timing: address valid three cycles after acceptance; one beat a cycle, across bursts and
-    instructions. ``retire`` is high in the cycle of an instruction's last write response.
+    Timing: address valid three cycles after acceptance; one read a cycle, across bursts and
+    instructions, and so one beat a cycle unless accumulators' runs and beats begin differently.
+    ``retire`` is high in the cycle of an instruction's last write response.
 
     Faults: a failed check is reported once all earlier instructions have retired, an error response
     when it comes, with the burst's address. After that, or with ``stop``, no burst is issued, those
@@ -47,6 +60,7 @@ class StoreEngine(wiring.Component):
     -------
     engine : In(EnginePort(Store))
     activation : Out(ReadPort(activation_address_bits, line_bytes))
+    accumulator : Out(AccumulatorReadPort(config))
     axi : Out(AxiWritePort(config))
     beat : Out(1)
         A data beat is transferred.
@@ -56,9 +70,23 @@ class StoreEngine(wiring.Component):
         self._config = config
         self._beats_layout = data.StructLayout(
             {
+                "memory": unsigned(2),
+                "element": unsigned(2),
                 "local": unsigned(local_address_bits(config)),
                 "offset": unsigned((config.bus_bytes - 1).bit_length()),
                 "bytes": unsigned((config.burst_beats * config.bus_bytes).bit_length()),
+            }
+        )
+        # What one read brings: bytes [offset, end) of a beat, from there in a packed row.
+        self._piece_layout = data.StructLayout(
+            {
+                "offset": unsigned((config.bus_bytes - 1).bit_length()),
+                "end": unsigned(config.bus_bytes.bit_length()),
+                "beat_ends": unsigned(1),
+                "burst_ends": unsigned(1),
+                "in_rows": unsigned(1),
+                "element": unsigned(2),
+                "place": unsigned(packed_row_bits(config, Element.INT32)),
             }
         )
         self._response_layout = data.StructLayout(
@@ -74,6 +102,7 @@ class StoreEngine(wiring.Component):
             {
                 "engine": In(EnginePort(Store)),
                 "activation": Out(ReadPort(config.activation_address_bits, config.line_bytes)),
+                "accumulator": Out(AccumulatorReadPort(config)),
                 "axi": Out(AxiWritePort(config)),
                 "beat": Out(1),
             }
@@ -100,9 +129,9 @@ class StoreEngine(wiring.Component):
         accepted = self.engine.instruction.valid & self.engine.instruction.ready
         m.d.sync += inside.eq(inside + accepted - self.engine.retire)
         axi = self.axi
-        moved = (
-            self.beat | (axi.bvalid & axi.bready) | (self.activation.valid & self.activation.ready)
-        )
+        moved = self.beat | (axi.bvalid & axi.bready)
+        for port in (self.activation, self.accumulator):
+            moved |= port.valid & port.ready
         m.d.comb += [
             self.engine.busy.eq(inside.any()),
             self.engine.stall.eq(self.engine.bus_busy & ~moved),
@@ -148,70 +177,126 @@ class StoreEngine(wiring.Component):
         m.d.sync += outstanding.eq(outstanding + issue - (axi.bvalid & axi.bready))
 
     def _elaborate_beats(self, m: Module, beats: fifo.SyncFIFO, halt: Signal) -> None:
-        """Read each burst's beats from the scratchpad and pass them to the bus."""
+        """Read each burst's beats, in one or several pieces, and pass them to the bus."""
         config = self._config
-        axi, read = self.axi, self.activation
         width = config.bus_bytes
         head = data.View(self._beats_layout, beats.r_data)
 
         first = Signal(init=1)  # the head burst was not begun
+        next_offset = Signal.like(head.offset, reset_less=True)
         next_local = Signal.like(head.local, reset_less=True)
         next_left = Signal.like(head.bytes, reset_less=True)
-        local = Mux(first, head.local, next_local)
+        local = Signal.like(head.local)
         left = Signal.like(head.bytes)
-        offset = Signal.like(head.offset)
-        room = Signal(range(width + 1))
+        piece = Signal(self._piece_layout)
+        room = Signal(range(width + 1))  # bytes of the beat
         count = Signal(range(width + 1))
-        final = Signal()
+        at_once = Signal(range(width + 1))  # bytes that one read can bring
         step = Signal()
         credits = Signal(range(BEATS_IN_FLIGHT + 1), init=BEATS_IN_FLIGHT)
+        in_rows = head.memory == Memory.ACCUMULATOR
+        row = PackedPlace(m, config, "source", local, head.element)
+        chunk_bits = (width - 1).bit_length()
+        in_chunk = Signal(range(width + 1))  # from here to the end of the chunk, or of the row
+        chunk_left = width - row.place[:chunk_bits]
         m.d.comb += [
+            local.eq(Mux(first, head.local, next_local)),
             left.eq(Mux(first, head.bytes, next_left)),
-            offset.eq(Mux(first, head.offset, 0)),
-            room.eq(width - offset),
-            final.eq(left <= room),
-            count.eq(Mux(final, left, room)),
-            read.valid.eq(beats.r_rdy & credits.any()),
+            piece.offset.eq(Mux(first, head.offset, next_offset)),
+            room.eq(width - piece.offset),
+            in_chunk.eq(Mux(row.left < chunk_left, row.left, chunk_left)),
+            at_once.eq(Mux(in_rows & (in_chunk < room), in_chunk, room)),
+            piece.burst_ends.eq(left <= at_once),
+            count.eq(Mux(piece.burst_ends, left, at_once)),
+            piece.beat_ends.eq(piece.burst_ends | (count == room)),
+            piece.end.eq(piece.offset + count),
+            piece.in_rows.eq(in_rows),
+            piece.element.eq(head.element),
+            piece.place.eq(row.place),
+            self.activation.valid.eq(beats.r_rdy & credits.any() & ~in_rows),
+            self.accumulator.valid.eq(beats.r_rdy & credits.any() & in_rows),
             # Lanes before the run's first byte are not strobed: the address may wrap below zero.
-            read.address.eq(local - offset),
-            step.eq(read.valid & read.ready),
-            beats.r_en.eq(step & final),
+            self.activation.address.eq(local - piece.offset),
+            self.accumulator.address.eq(row.row),
+            step.eq(
+                beats.r_rdy
+                & credits.any()
+                & Mux(in_rows, self.accumulator.ready, self.activation.ready)
+            ),
+            beats.r_en.eq(step & piece.burst_ends),
         ]
         with m.If(step):
             m.d.sync += [
-                first.eq(final),
+                first.eq(piece.burst_ends),
+                next_offset.eq(Mux(piece.beat_ends, 0, piece.offset + count)),
                 next_local.eq(local + count),
                 next_left.eq(left - count),
             ]
+        freed = self._elaborate_data(m, piece, step, halt)
+        m.d.sync += credits.eq(credits - step + freed)
 
-        # Strobes and the end mark travel beside the read data.
-        end = Signal(range(width + 1))
-        m.d.comb += end.eq(offset + count)
-        strobe = Cat((lane >= offset) & (lane < end) for lane in range(width))
-        beside = Cat(strobe, final)
-        for stage in range(READ_LATENCY):
-            delayed = Signal(width + 1, reset_less=True, name=f"beside_{stage}")
-            m.d.sync += delayed.eq(beside)
-            beside = delayed
+    def _elaborate_data(self, m: Module, piece: data.View, step: Signal, halt: Signal) -> Value:
+        """Gather beats from what is read and offer them; the result counts places set free."""
+        config = self._config
+        axi = self.axi
+        width = config.bus_bytes
+        chunk_bits = (width - 1).bit_length()
+        valid = step
+        for stage in range(READ_LATENCY):  # what is to be known of a read travels beside it
+            was_valid = Signal(name=f"piece_valid_{stage}")
+            delayed = Signal(self._piece_layout, reset_less=True, name=f"piece_{stage}")
+            m.d.sync += was_valid.eq(valid)
+            with m.If(valid):
+                m.d.sync += delayed.eq(piece)
+            valid, piece = was_valid, delayed
+
+        taken = Signal()
+        taken_piece = Signal(self._piece_layout, reset_less=True)
+        taken_data = Signal(8 * width, reset_less=True)
+        chunk = packed_chunk(
+            m, config, self.accumulator.data, piece.element, piece.place[chunk_bits:]
+        )
+        m.d.sync += taken.eq(valid)
+        with m.If(valid):
+            m.d.sync += taken_piece.eq(piece)
+            m.d.sync += taken_data.eq(Mux(piece.in_rows, chunk, self.activation.data[: 8 * width]))
+
+        # The beat so far; of its bytes those that are strobed count.
+        begun, begun_strobes = Signal(8 * width, reset_less=True), Signal(width)
+        beat, strobes = Signal(8 * width), Signal(width)
+        turn = Signal(range(width))
+        m.d.comb += turn.eq(Mux(taken_piece.in_rows, taken_piece.offset - taken_piece.place, 0))
+        turned = rotated(m, taken_data, turn)
+        for lane in range(width):
+            mine = (lane >= taken_piece.offset) & (lane < taken_piece.end)
+            m.d.comb += strobes[lane].eq(begun_strobes[lane] | mine)
+            m.d.comb += beat.word_select(lane, 8).eq(
+                Mux(begun_strobes[lane], begun.word_select(lane, 8), turned.word_select(lane, 8))
+            )
+        with m.If(taken):
+            m.d.sync += begun_strobes.eq(Mux(taken_piece.beat_ends, 0, strobes))
+            with m.If(~taken_piece.beat_ends):
+                m.d.sync += begun.eq(beat)
+
         m.submodules.ready_beats = ready = fifo.SyncFIFO(width=9 * width + 1, depth=BEATS_IN_FLIGHT)
         free = ~axi.wvalid | axi.wready
         m.d.comb += [
-            ready.w_data.eq(Cat(read.data[: 8 * width], beside)),
-            ready.w_en.eq(read.data_valid),
+            ready.w_data.eq(Cat(beat, strobes, taken_piece.burst_ends)),
+            ready.w_en.eq(taken & taken_piece.beat_ends),
             ready.r_en.eq(free),
             self.beat.eq(axi.wvalid & axi.wready),
         ]
-        m.d.sync += credits.eq(credits - step + (ready.r_rdy & ready.r_en))
         with m.If(free):
             m.d.sync += axi.wvalid.eq(ready.r_rdy)
             with m.If(ready.r_rdy):
                 # A beat already offered keeps its strobes, as AXI demands: hence this register.
-                strobes = ready.r_data[8 * width : 9 * width]
+                offered = ready.r_data[8 * width : 9 * width]
                 m.d.sync += [
                     axi.wdata.eq(ready.r_data[: 8 * width]),
-                    axi.wstrb.eq(Mux(halt, 0, strobes)),
+                    axi.wstrb.eq(Mux(halt, 0, offered)),
                     axi.wlast.eq(ready.r_data[-1]),
                 ]
+        return (ready.r_rdy & ready.r_en) + (taken & ~taken_piece.beat_ends)
 
     def _elaborate_responses(
         self, m: Module, responses: fifo.SyncFIFO, halt: Signal, dead: Signal

@@ -1,10 +1,14 @@
-"""What LOAD and STORE share: loops over runs, their checks, and splitting them into bursts."""
+"""What LOAD and STORE share: loops over runs, their checks, and splitting them into bursts.
+
+The accumulator memory appears as bytes here: *packed*, which is how a transfer's elements would lie
+if each row took as many bytes as in DRAM, C elements of the instruction's width.
+"""
 
 import enum
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -17,13 +21,20 @@ from weft_hw.instructions import (
     DRAM_BITS,
     LOOPS_TRANSFER,
     STRIDE_BITS,
+    Element,
     Load,
     Memory,
     Store,
 )
 from weft_hw.registers import FaultCause
 
-__all__ = ["EntryKind", "TransferGenerator", "entry_layout", "local_address_bits"]
+__all__ = [
+    "EntryKind",
+    "TransferGenerator",
+    "entry_layout",
+    "local_address_bits",
+    "packed_row_bits",
+]
 
 # Wide enough that no address or coordinate of any instruction wraps: base plus three loops.
 DRAM_STREAM_BITS = DRAM_BITS + 8
@@ -40,18 +51,28 @@ class EntryKind(enum.IntEnum):
 
 
 def local_address_bits(config: AcceleratorConfig) -> int:
-    """Bits of an address in the largest memory that LOAD and STORE reach."""
-    largest = max(config.activation_bytes, config.weight_bytes, config.parameter_bytes)
+    """Bits of a byte address in the largest memory that LOAD and STORE reach."""
+    largest = max(
+        config.activation_bytes,
+        config.weight_bytes,
+        config.parameter_bytes,
+        config.accumulator_total_rows << packed_row_bits(config, Element.INT32),
+    )
     return (largest - 1).bit_length()
+
+
+def packed_row_bits(config: AcceleratorConfig, element: Element) -> int:
+    """Binary logarithm of the bytes of an accumulator row whose elements have that width."""
+    return (config.columns - 1).bit_length() + element
 
 
 def entry_layout(config: AcceleratorConfig) -> data.StructLayout:
     """One burst, absent run or fault.
 
     ``address`` is that of the burst's first beat, ``beats`` its length less one, ``offset`` the
-    place of the run's first byte in that beat, ``local`` the on-chip address of that byte,
-    ``bytes`` the bytes of the run in this burst (absent: all of them). Of a fault, ``address`` and
-    ``cause`` are to be reported. ``last`` marks an instruction's last entry.
+    place of the run's first byte in that beat, ``local`` the on-chip address of that byte (of
+    accumulators: packed), ``bytes`` the bytes of the run in this burst (absent: all of them). Of a
+    fault, ``address`` and ``cause`` are to be reported. ``last`` marks an instruction's last entry.
     """
     return data.StructLayout(
         {
@@ -62,6 +83,7 @@ def entry_layout(config: AcceleratorConfig) -> data.StructLayout:
             "local": unsigned(local_address_bits(config)),
             "bytes": unsigned(STRIDE_BITS),
             "memory": unsigned(2),
+            "element": unsigned(2),
             "fill": unsigned(8),
             "last": unsigned(1),
             "instruction": unsigned(32),
@@ -127,6 +149,12 @@ class TransferGenerator(wiring.Component):
         m.d.comb += exists.eq((nest.coordinate >= 0) & (nest.coordinate < held.fields.extent))
         cause, address = self._elaborate_checks(m, held.fields, nest, exists)
 
+        local = Signal(LOCAL_STREAM_BITS)
+        m.d.comb += local.eq(nest.local)
+        with m.If(held.fields.memory == Memory.ACCUMULATOR):
+            packed = (nest.local << packed_row_bits(self._config, width) for width in Element)
+            m.d.comb += local.eq(Array(packed)[held.fields.element])
+
         run = Signal(entry_layout(self._config), reset_less=True)  # what is left of it
         run_valid = Signal()
         done = self._elaborate_split(m, run, run_valid)
@@ -138,9 +166,10 @@ class TransferGenerator(wiring.Component):
                 dead.eq(cause != FaultCause.NONE),
                 run.kind.eq(Mux(exists, EntryKind.BURST, EntryKind.ABSENT)),
                 run.address.eq(address),
-                run.local.eq(nest.local),
+                run.local.eq(local),
                 run.bytes.eq(held.fields.run_bytes),
                 run.memory.eq(held.fields.memory),
+                run.element.eq(held.fields.element),
                 run.fill.eq(held.fields.fill),
                 run.last.eq(nest.finished),
                 run.instruction.eq(held.offset),
@@ -185,18 +214,33 @@ class TransferGenerator(wiring.Component):
     ) -> tuple[Signal, Signal]:
         """The cause of the current run's fault, or NONE, and the address to report or start at."""
         config = self._config
+        rows = fields.memory == Memory.ACCUMULATOR
         unsupported = unsupported_field(m, self._kind, fields)
-        if self._kind is Store:
-            unsupported = unsupported | (fields.memory != Memory.ACTIVATION)
+        unsupported |= ~rows & (fields.element != Element.INT8)
         beat_bits = (config.bus_bytes - 1).bit_length()
         placed = [fields.dram_address, fields.address, fields.run_bytes]
         placed += [fields.dram_strides[i] for i in range(LOOPS_TRANSFER)]
         placed += [fields.strides[i] for i in range(LOOPS_TRANSFER)]
         unaligned = reduce(or_, (value[:beat_bits] for value in placed)).any()
 
+        misplaced = Signal()
+        # Elements have their natural alignment in DRAM; on chip they are rows and lanes.
+        in_dram = [fields.dram_address, fields.run_bytes]
+        in_dram += [fields.dram_strides[i] for i in range(LOOPS_TRANSFER)]
+        low = Signal(Element.INT32)
+        m.d.comb += low.eq(reduce(or_, (value[: Element.INT32] for value in in_dram)))
+        with m.If(rows):
+            element_unaligned = Array([Const(0), low[0], low.any(), Const(0)])[fields.element]
+            m.d.comb += misplaced.eq(element_unaligned)
+        with m.Else():
+            m.d.comb += misplaced.eq((fields.memory == Memory.PARAMETER) & unaligned)
+
         last_local = Signal(signed(LOCAL_STREAM_BITS + 1))
         last_dram = Signal(signed(DRAM_STREAM_BITS + 1))
         m.d.comb += last_local.eq(nest.local + fields.run_bytes - 1)
+        with m.If(rows):
+            further = [(fields.run_bytes - 1) >> packed_row_bits(config, e) for e in Element]
+            m.d.comb += last_local.eq(nest.local + Array(further)[fields.element])
         m.d.comb += last_dram.eq(nest.dram + fields.run_bytes - 1)
         local_outside = Signal()
         dram_outside = Signal()
@@ -206,6 +250,7 @@ class TransferGenerator(wiring.Component):
                 (Memory.ACTIVATION, config.activation_bytes),
                 (Memory.WEIGHT, config.weight_bytes),
                 (Memory.PARAMETER, config.parameter_bytes),
+                (Memory.ACCUMULATOR, config.accumulator_total_rows),
             ):
                 with m.Case(memory):
                     bits = (size - 1).bit_length()
@@ -219,7 +264,7 @@ class TransferGenerator(wiring.Component):
             m.d.comb += cause.eq(FaultCause.UNSUPPORTED_FIELD)
         with m.Elif(zero_count(self._kind, fields)):
             m.d.comb += cause.eq(FaultCause.ZERO_COUNT)
-        with m.Elif((fields.memory == Memory.PARAMETER) & unaligned):
+        with m.Elif(misplaced):
             m.d.comb += cause.eq(FaultCause.ALIGNMENT)
         with m.Elif(local_outside & (exists | (self._kind is Load))):
             m.d.comb += [cause.eq(FaultCause.LOCAL_ADDRESS), address.eq(nest.local)]
