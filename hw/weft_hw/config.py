@@ -15,6 +15,8 @@ __all__ = ["PRESETS", "AcceleratorConfig", "load_config"]
 
 KIB = 1024
 
+ELEMENTS = ("multiplier", "slices")
+
 
 def _is_power_of_two(value: int) -> bool:
     return value > 0 and value & (value - 1) == 0
@@ -36,6 +38,10 @@ class AcceleratorConfig:
         Array size: rows take activations, columns give sums. Powers of two.
     weight_modes : tuple of int
         Weight widths in bits that the array supports, widest first, a prefix of (8, 4, 2).
+    element : str
+        How an array element is built: "multiplier" (one for whole weights, and logic beside it for
+        what narrower ones add), or "slices" (four products by two bits, no multiplier block). It
+        changes no result.
     bus_width : int
         AXI4 data width in bits.
     address_width : int
@@ -71,6 +77,7 @@ class AcceleratorConfig:
     rows: int
     columns: int
     weight_modes: tuple[int, ...] = (8,)
+    element: str = "multiplier"
     bus_width: int
     address_width: int = 32
     activation_bytes: int
@@ -101,13 +108,15 @@ class AcceleratorConfig:
         if not isinstance(self.name, str) or not self.name:
             self._fail("name", "a non-empty string")
         for field in dataclasses.fields(self):
-            if field.name in ("name", "weight_modes"):
+            if field.name in ("name", "weight_modes", "element"):
                 continue
             value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
                 self._fail(field.name, "a positive integer")
         if self.weight_modes not in ((8,), (8, 4), (8, 4, 2)):
             self._fail("weight_modes", "(8,), (8, 4) or (8, 4, 2)")
+        if self.element not in ELEMENTS:
+            self._fail("element", " or ".join(f'"{element}"' for element in ELEMENTS))
 
     def _check_sizes(self) -> None:
         for field, low, high in (
@@ -141,7 +150,8 @@ class AcceleratorConfig:
     def _check_memories(self) -> None:
         for kind, limit in (("activation", 1 << 19), ("weight", 1 << 19)):
             size, banks = getattr(self, f"{kind}_bytes"), getattr(self, f"{kind}_banks")
-            smallest = 4 * self.line_bytes * banks
+            width = self.left_port_bytes if kind == "activation" else self.line_bytes
+            smallest = 4 * width * banks
             if not _is_power_of_two(size) or not smallest <= size <= limit:
                 self._fail(f"{kind}_bytes", f"a power of two from {smallest} to {limit}")
         if not _is_power_of_two(self.accumulator_rows) or not (
@@ -161,6 +171,16 @@ class AcceleratorConfig:
     def line_bytes(self) -> int:
         """Width of a scratchpad access in bytes: the widest of array row, vector and bus beat."""
         return max(self.rows, self.columns, self.bus_bytes)
+
+    @property
+    def operands_per_element(self) -> int:
+        """Left operands that an array element takes a cycle in the narrowest weight mode."""
+        return 8 // self.weight_modes[-1]
+
+    @property
+    def left_port_bytes(self) -> int:
+        """Width in bytes of MATRIX's port of the activation scratchpad; others are a line wide."""
+        return max(self.line_bytes, self.rows * self.operands_per_element)
 
     @property
     def tile_bytes(self) -> int:

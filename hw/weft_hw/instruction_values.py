@@ -61,6 +61,11 @@ class WeightBits(enum.IntEnum):
     FOUR = 1
     TWO = 2
 
+    @property
+    def weights(self) -> int:
+        """Weights in a byte, and left operands that an array element takes at once."""
+        return 1 << self.value
+
 
 class LoadSide(enum.IntEnum):
     """Where a weight tile enters; from the left it arrives transposed."""

@@ -8,6 +8,7 @@ import enum
 from dataclasses import dataclass, fields
 from typing import ClassVar, Self
 
+from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import EncodingError
 from weft_hw.fields import BitField, bit_fields, bits, pack, unpack
 from weft_hw.instruction_values import (
@@ -134,8 +135,8 @@ class Instruction:
         record: Self = unpack(cls, int.from_bytes(data[: cls.size], "little"), OPCODE_BITS)
         return record
 
-    def unsupported(self) -> str | None:
-        """The first field whose value is defined but not executed by the machine, or None."""
+    def unsupported(self, config: AcceleratorConfig) -> str | None:
+        """The first field whose value is defined but not executed by that machine, or None."""
         for field in self.bit_fields():
             if field.supported is None:
                 continue
@@ -211,11 +212,11 @@ class _Transfer(Instruction, opcode=0x00, queue=None, size=48):
         signed=True,
     )
 
-    def unsupported(self) -> str | None:
+    def unsupported(self, config: AcceleratorConfig) -> str | None:
         """As :meth:`Instruction.unsupported`; only accumulators have wider elements."""
         if self.memory != Memory.ACCUMULATOR and self.element != Element.INT8:
             return "element"
-        return super().unsupported()
+        return super().unsupported(config)
 
 
 del INSTRUCTIONS[0x00]  # the shared base is no instruction
@@ -243,7 +244,12 @@ class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
     """A loop nest of array passes: sums of products into the accumulator memory."""
 
     dataflow: Dataflow = bits(1, "What stays in the array.", kind=Dataflow)
-    weight_bits: WeightBits = bits(2, "Weight width.", kind=WeightBits, supported=(0,))
+    weight_bits: WeightBits = bits(
+        2,
+        "Weight width, of those in the configuration's `weight_modes`.",
+        kind=WeightBits,
+        supported=(WeightBits.EIGHT, WeightBits.FOUR, WeightBits.TWO),
+    )
     load_side: LoadSide = bits(
         1, "Where weight tiles enter; LEFT only if the array is square.", kind=LoadSide
     )
@@ -297,12 +303,27 @@ class Matrix(Instruction, opcode=0x20, queue=Queue.MATRIX, size=96):
     x_extent: int = bits(COUNT_BITS, "Coordinates x in [0, extent) exist.")
     x_steps: tuple[int, ...] = bits(8, "Step of x, by loop.", length=LOOPS_MATRIX, signed=True)
 
-    def unsupported(self) -> str | None:
-        """As :meth:`Instruction.unsupported`; each dataflow has one bound that makes no sense."""
+    def unsupported(self, config: AcceleratorConfig) -> str | None:
+        """As :meth:`Instruction.unsupported`, and what fits together and to the array.
+
+        Each dataflow has one bound that makes no sense; tiles enter from the left of a square array
+        only. Weights below eight bits must be a mode of the array, in the weight-stationary
+        dataflow, from the top, without a zero point.
+        """
         stationary = self.dataflow == Dataflow.OUTPUT_STATIONARY
         if self.bounds == (Bounds.ACCUMULATOR if stationary else Bounds.TOP):
             return "bounds"
-        return super().unsupported()
+        sideways = self.load_side == LoadSide.LEFT
+        if sideways and config.rows != config.columns:
+            return "load_side"
+        if self.weight_bits != WeightBits.EIGHT and (
+            self.weight_bits >= len(config.weight_modes)
+            or stationary
+            or sideways
+            or self.top_zero_point
+        ):
+            return "weight_bits"
+        return super().unsupported(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,7 +430,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     select_low: int = bits(10, "SELECT passes values where B is above this ...", signed=True)
     select_high: int = bits(10, "... and below this.", signed=True)
 
-    def unsupported(self) -> str | None:
+    def unsupported(self, config: AcceleratorConfig) -> str | None:
         """As :meth:`Instruction.unsupported`, and what fits together.
 
         A tail needs operand B; products and SELECT need an int8 one. A dot product needs operand B
@@ -425,7 +446,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
         int8_only = self.head == Head.DOT or self.tail in (Tail.PRODUCT, Tail.SELECT)
         if int8_only and self.b_source not in (OperandSource.ACTIVATION, OperandSource.WEIGHT):
             return "b_source"
-        return super().unsupported()
+        return super().unsupported(config)
 
 
 @dataclass(frozen=True, kw_only=True)

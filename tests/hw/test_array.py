@@ -20,32 +20,62 @@ CONFIGS = {
     "8x2": dataclasses.replace(TINY, name="8x2", rows=8, columns=2, vector_lanes=2),
     "2x2": dataclasses.replace(TINY, name="2x2", rows=2, columns=2, vector_lanes=2),
 }
+CONFIGS["4x4 slices"] = dataclasses.replace(TINY, element="slices")
+for shape in ("4x4", "2x8"):
+    for modes in ((8, 4), (8, 4, 2)):
+        for element in ("multiplier", "slices"):
+            name = f"{shape} {'/'.join(map(str, modes))} {element}"
+            CONFIGS[name] = dataclasses.replace(CONFIGS[shape], weight_modes=modes, element=element)
 
 
 @dataclass
 class Tile:
     """A weight tile, the activation rows that meet it, and the cycles in which both enter.
 
-    ``sideways``: what enters are the tile's columns.
+    ``sideways``: what enters are the tile's columns. With ``split`` s the reduction is 2^s times as
+    deep as the array has rows.
     """
 
-    weights: np.ndarray
-    left: np.ndarray
+    weights: np.ndarray  # [reduction, column]
+    left: np.ndarray  # [row, reduction]
     weight_cycles: list[int]  # of the tile's rows, in `weight_order`
     weight_order: list[int]
     left_cycles: list[int]
     sideways: bool = False
+    split: int = 0
+
+    def top(self, row: int) -> np.ndarray:
+        """What enters as a row of the tile: as many weights a byte as the split says."""
+        if self.sideways:
+            return self.weights[:, row]
+        if not self.split:
+            return self.weights[row]
+        count, bits = 1 << self.split, 8 >> self.split
+        packed = np.zeros(self.weights.shape[1], np.int64)
+        for number in range(count):
+            packed |= (self.weights[row * count + number] & ((1 << bits) - 1)) << bits * number
+        return packed.astype(np.uint8).astype(np.int8)
+
+    def slots(self, number: int, operands: int) -> list[int]:
+        """A left row as the array takes it: a slot shares its operand with those of its byte."""
+        count = 1 << self.split
+        repeats = operands // count
+        return [int(x) for x in self.left[number] for _ in range(repeats)]
 
 
-def operands(rng: np.random.Generator, config: AcceleratorConfig, rows: int) -> tuple:
+def operands(
+    rng: np.random.Generator, config: AcceleratorConfig, rows: int, split: int = 0
+) -> tuple:
     """Weights and activations; extreme values are frequent."""
-    extreme = rng.random() < 0.3
-    if extreme:
-        weights = rng.choice([-255, 255], (config.rows, config.columns))
-        left = rng.choice([-255, 255], (rows, config.rows))
+    depth = config.rows << split
+    half = 1 << (8 >> split) - 1
+    low, high = (-half, half - 1) if split else (-255, 255)
+    if rng.random() < 0.3:
+        weights = rng.choice([low, high], (depth, config.columns))
+        left = rng.choice([-255, 255], (rows, depth))
     else:
-        weights = rng.integers(-255, 256, (config.rows, config.columns))
-        left = rng.integers(-255, 256, (rows, config.rows))
+        weights = rng.integers(low, high + 1, (depth, config.columns))
+        left = rng.integers(-255, 256, (rows, depth))
     return weights.astype(np.int64), left.astype(np.int64)
 
 
@@ -56,11 +86,11 @@ def run(config: AcceleratorConfig, tiles: list[Tile]) -> int:
     for tile in tiles:
         for cycle, row in zip(tile.weight_cycles, tile.weight_order, strict=True):
             assert cycle not in weight_rows
-            vector = tile.weights[:, row] if tile.sideways else tile.weights[row]
-            weight_rows[cycle] = (row, vector, tile.sideways)
+            weight_rows[cycle] = (row, tile.top(row), tile.sideways)
         for number, cycle in enumerate(tile.left_cycles):
             assert cycle not in left_rows
-            left_rows[cycle] = (number == 0, tile.left[number])
+            slots = tile.slots(number, config.operands_per_element)
+            left_rows[cycle] = (number == 0, slots, tile.split)
             expected[cycle + array.latency] = tile.left[number] @ tile.weights
     length = max(expected) + 3
     rng = np.random.default_rng(length)
@@ -76,7 +106,11 @@ def run(config: AcceleratorConfig, tiles: list[Tile]) -> int:
             noise = rng.integers(-100, 100, config.rows + config.columns).tolist()
             ctx.set(array.left_valid, left is not None)
             ctx.set(array.left_swap, bool(left and left[0]))
-            ctx.set(array.left, left[1].tolist() if left else noise[: config.rows])
+            wide = config.rows * config.operands_per_element
+            ctx.set(array.left, left[1] if left else np.resize(noise, wide).tolist())
+            if len(config.weight_modes) > 1:
+                split = left[2] if left and left[0] else noise[3] % len(config.weight_modes)
+                ctx.set(array.left_split, split)
             ctx.set(array.top_valid, top is not None)
             ctx.set(array.top_tag, top[0] if top else noise[0] % config.rows)
             ctx.set(array.top_all, 0 if top else noise[2] & 1)
@@ -109,7 +143,8 @@ def test_a_tile_starts_every_max_of_tile_rows_and_activation_rows(
         # Its weights enter from the cycle of the previous tile's swap on.
         loading = number * period
         start = loading + period
-        weights, left = operands(rng, config, rows)
+        split = int(rng.integers(len(config.weight_modes)))
+        weights, left = operands(rng, config, rows, split)
         tiles.append(
             Tile(
                 weights,
@@ -117,6 +152,7 @@ def test_a_tile_starts_every_max_of_tile_rows_and_activation_rows(
                 list(range(loading, loading + side)),
                 list(range(side)),
                 list(range(start, start + rows)),
+                split=split,
             )
         )
     starts = [tile.left_cycles[0] for tile in tiles]
@@ -137,13 +173,36 @@ def test_gaps_and_any_order_of_tile_rows(name: str, rng: np.random.Generator) ->
         weight_cycles = earliest_load + rng.permutation(load_span)[:side]
         start = max(int(weight_cycles.max()) + 1, earliest_left)
         left_cycles = np.sort(start + rng.permutation(left_span)[:rows])
-        weights, left = operands(rng, config, rows)
+        split = int(rng.integers(len(config.weight_modes)))
+        weights, left = operands(rng, config, rows, split)
         order = rng.permutation(side).tolist()
-        sideways = side == config.columns and bool(rng.integers(2))
+        sideways = split == 0 and side == config.columns and bool(rng.integers(2))
         enter = np.sort(weight_cycles).tolist()
-        tiles.append(Tile(weights, left, enter, order, left_cycles.tolist(), sideways))
+        tiles.append(Tile(weights, left, enter, order, left_cycles.tolist(), sideways, split))
         earliest_load, earliest_left = int(left_cycles[0]), int(left_cycles[-1]) + 1
     run(config, tiles)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("4x4")])
+def test_every_weight_byte_in_every_mode(name: str, rng: np.random.Generator) -> None:
+    """All bytes, each with extreme and with random operands."""
+    config = CONFIGS[name]
+    tiles: list[Tile] = []
+    side = config.rows
+    start = 0
+    for split in range(len(config.weight_modes)):
+        count, bits = 1 << split, 8 >> split
+        every = np.arange(256).reshape(-1, side, side)
+        parts = [(every >> bits * number) & ((1 << bits) - 1) for number in range(count)]
+        signed = [part - ((part >> bits - 1) << bits) for part in parts]
+        for weights in np.stack(signed, axis=2).reshape(len(every), side * count, side):
+            left = rng.integers(-255, 256, (side, side * count))
+            left[0], left[1, ::2] = 255, -255
+            loading = list(range(start, start + side))
+            start += side
+            rows = list(range(start, start + side))
+            tiles.append(Tile(weights, left, loading, list(range(side)), rows, split=split))
+    assert run(config, tiles) == side * len(tiles)
 
 
 def test_sums_of_extreme_operands_do_not_overflow_a_product_register() -> None:
@@ -189,7 +248,8 @@ def test_sums_stay_and_leave_last_row_first(
             ctx.set(array.left_valid, "leaves" in event)
             ctx.set(array.left_swap, "left" in event)
             ctx.set(array.left_keep, event["keep"])
-            ctx.set(array.left, event.get("left", np.zeros(side, int)).tolist())
+            operand = event.get("left", np.zeros(side, int))
+            ctx.set(array.left, operand.repeat(config.operands_per_element).tolist())
             ctx.set(array.top_valid, "top" in event)
             ctx.set(array.top_all, 1)
             ctx.set(array.top_tag, int(rng.integers(side)))
@@ -205,11 +265,15 @@ def test_sums_stay_and_leave_last_row_first(
         np.testing.assert_array_equal(seen[cycle], row)
 
 
-@pytest.mark.parametrize("preset", ["tiny", "base16"])
-def test_no_datapath_register_has_a_reset(preset: str) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [TINY, PRESETS["base16"], CONFIGS["4x4 8/4/2 multiplier"], CONFIGS["4x4 8/4/2 slices"]],
+    ids=lambda config: f"{config.name}-{config.element}-{len(config.weight_modes)}",
+)
+def test_no_datapath_register_has_a_reset(config: AcceleratorConfig) -> None:
     """Only the bits that say whether something is valid are reset, in the generated Verilog too."""
     text = verilog.convert(
-        SystolicArray(PRESETS[preset]), name="top", emit_src=False, strip_internal_attrs=True
+        SystolicArray(config), name="top", emit_src=False, strip_internal_attrs=True
     )
     following = re.findall(r"if \(rst\) begin\s+(\S+) +=", text)
     assert len(following) == text.count("(rst)")
@@ -218,4 +282,4 @@ def test_no_datapath_register_has_a_reset(preset: str) -> None:
         reset |= set(re.findall(rf"(\S+) <= {re.escape(name)} ;", text))
     assert reset == {"valid", "swap"}
     registers = set(re.findall(r"^  reg (?:\[\d+:0\] )?(\S+)", text, flags=re.MULTILINE))
-    assert len(registers - reset) > 4 * PRESETS[preset].rows * PRESETS[preset].columns
+    assert len(registers - reset) > 4 * config.rows * config.columns

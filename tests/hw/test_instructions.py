@@ -1,18 +1,22 @@
 """Encoding and decoding of every instruction; the gateware's layout agrees with both."""
 
+import dataclasses
 import random
 
 import pytest
 from amaranth.lib import data
 
+from weft_hw.config import PRESETS
 from weft_hw.errors import EncodingError
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.instructions import (
     INSTRUCTIONS,
     WORD_BYTES,
+    Dataflow,
     End,
     Instruction,
     Load,
+    LoadSide,
     Matrix,
     OperandSource,
     Queue,
@@ -20,6 +24,7 @@ from weft_hw.instructions import (
     Scalar,
     Store,
     Vector,
+    WeightBits,
     decode,
     decode_stream,
     disassemble,
@@ -149,7 +154,25 @@ def test_disassembly_shows_what_differs_from_the_defaults() -> None:
 
 
 def test_unsupported_names_the_first_reserved_value() -> None:
-    assert Matrix().unsupported() is None
-    assert Matrix(top_zero_point=1, bounds=2).unsupported() == "bounds"
-    assert Vector(scalar_registers=(0, 0, 0, 1)).unsupported() == "scalar_registers"
-    assert Scalar().unsupported() == "operation"
+    tiny = PRESETS["tiny"]
+    assert Matrix().unsupported(tiny) is None
+    assert Matrix(top_zero_point=1, bounds=2).unsupported(tiny) == "bounds"
+    assert Vector(scalar_registers=(0, 0, 0, 1)).unsupported(tiny) == "scalar_registers"
+    assert Scalar().unsupported(tiny) == "operation"
+
+
+def test_weight_bits_are_those_of_the_array_and_of_plain_tiles_only() -> None:
+    flexible = dataclasses.replace(PRESETS["tiny"], weight_modes=(8, 4))
+    four = Matrix(weight_bits=WeightBits.FOUR)
+    assert four.unsupported(flexible) is None
+    assert four.unsupported(PRESETS["tiny"]) == "weight_bits"
+    assert dataclasses.replace(four, weight_bits=WeightBits.TWO).unsupported(flexible)
+    for field, value in (
+        ("dataflow", Dataflow.OUTPUT_STATIONARY),
+        ("load_side", LoadSide.LEFT),
+        ("top_zero_point", -1),
+    ):
+        changed = dataclasses.replace(four, **{field: value})
+        assert changed.unsupported(flexible) == "weight_bits"
+    oblong = dataclasses.replace(PRESETS["tiny"], rows=8)
+    assert Matrix(load_side=LoadSide.LEFT).unsupported(oblong) == "load_side"

@@ -13,7 +13,7 @@ from weft_hw.config import PRESETS, AcceleratorConfig
 from weft_hw.gateware.accumulator_memory import UPDATE_LATENCY
 from weft_hw.gateware.interfaces import READ_LATENCY
 from weft_hw.gateware.matrix import MatrixEngine
-from weft_hw.instructions import Accumulate, Bounds, Dataflow, LoadSide, Matrix
+from weft_hw.instructions import Accumulate, Bounds, Dataflow, LoadSide, Matrix, WeightBits
 from weft_hw.registers import FaultCause
 
 TINY = PRESETS["tiny"]
@@ -21,6 +21,10 @@ CONFIGS = {
     "4x4": TINY,
     "2x8": dataclasses.replace(TINY, name="2x8", rows=2, columns=8, vector_lanes=8),
     "8x2": dataclasses.replace(TINY, name="8x2", rows=8, columns=2, vector_lanes=2),
+    "4x4 8/4/2": dataclasses.replace(TINY, weight_modes=(8, 4, 2)),
+    "2x8 8/4 slices": dataclasses.replace(
+        TINY, rows=2, columns=8, vector_lanes=8, weight_modes=(8, 4), element="slices"
+    ),
 }
 
 
@@ -82,10 +86,20 @@ def execute(config: AcceleratorConfig, memories: Memories, matrix: Matrix) -> Ex
         return memory[address : address + length]
 
     def left_row(index: tuple[int, ...]) -> np.ndarray:
+        depth = config.rows * (1, 2, 4)[matrix.weight_bits]
         if not exists(matrix, index, Bounds.LEFT):
-            return np.zeros(config.rows, dtype=np.int64)
+            return np.zeros(depth, dtype=np.int64)
         address = affine(matrix.left_address, index, matrix.left_strides)
-        return read(memories.activations, address, config.rows) - matrix.left_zero_point
+        return read(memories.activations, address, depth) - matrix.left_zero_point
+
+    def weights_of(bytes_of_row: np.ndarray) -> list[list[int]]:
+        """The rows of the reduction that a tile's row of bytes stands for."""
+        bits = (8, 4, 2)[matrix.weight_bits]
+        rows = []
+        for low in range(0, 8, bits):
+            parts = [(int(byte) >> low) % (1 << bits) for byte in bytes_of_row]
+            rows.append([part - (part >> bits - 1 << bits) for part in parts])
+        return rows
 
     def update(row: int, sums: np.ndarray, adds: bool) -> None:
         if not 0 <= row < config.accumulator_total_rows:
@@ -98,7 +112,8 @@ def execute(config: AcceleratorConfig, memories: Memories, matrix: Matrix) -> Ex
         for outer in trips(matrix.counts[:4]):
             top = affine(matrix.top_address, outer, matrix.top_strides[:4])
             addresses = [top + r * matrix.tile_stride for r in range(config.rows)]
-            tile = np.array([read(memories.weights, a, config.columns) for a in addresses])
+            stored = [read(memories.weights, a, config.columns) for a in addresses]
+            tile = np.array([weights for row in stored for weights in weights_of(row)])
             tile = tile - matrix.top_zero_point
             if matrix.load_side == LoadSide.LEFT:
                 tile = tile.T
@@ -193,7 +208,7 @@ class Bench:
                 for name, port in ports.items():
                     ctx.set(port.ready, self.rng.random() >= stalls[name])
                     ctx.set(port.data_valid, cycle in data[name])
-                    noise = int.from_bytes(self.rng.bytes(self.config.line_bytes))
+                    noise = int.from_bytes(self.rng.bytes(len(port.data) // 8))
                     ctx.set(port.data, data[name].pop(cycle, noise))
 
                 for name, port in ports.items():
@@ -202,7 +217,7 @@ class Bench:
                         assert ctx.get(port.valid) and address == asked[name], "request withdrawn"
                     asked[name] = None
                     if ctx.get(port.valid) and ctx.get(port.ready):
-                        line = np.resize(content[name][address:], self.config.line_bytes)
+                        line = np.resize(content[name][address:], len(port.data) // 8)
                         value = int.from_bytes(line.astype(np.int8).tobytes(), "little")
                         data[name][cycle + READ_LATENCY] = value
                     elif ctx.get(port.valid):
@@ -250,13 +265,20 @@ MODES = {
     "top": {},
     "sideways": {"load_side": LoadSide.LEFT},
     "scatter": {"bounds": Bounds.ACCUMULATOR},
+    "four bits": {"weight_bits": WeightBits.FOUR, "top_zero_point": 0},
+    "two bits": {"weight_bits": WeightBits.TWO, "top_zero_point": 0},
+    "two bits, scatter": {
+        "weight_bits": WeightBits.TWO,
+        "top_zero_point": 0,
+        "bounds": Bounds.ACCUMULATOR,
+    },
     "output": {"dataflow": Dataflow.OUTPUT_STATIONARY},
 }
 
 
 def modes(config: AcceleratorConfig) -> list[str]:
     """The modes that an array of that shape has."""
-    return [name for name in MODES if name != "sideways" or config.rows == config.columns]
+    return [name for name, fields in MODES.items() if Matrix(**fields).unsupported(config) is None]
 
 
 def random_matrix(
@@ -296,6 +318,7 @@ def random_matrix(
         }
         matrix = Matrix(**(fields | MODES[mode]))
         everything = list(trips(counts))
+        depth = config.rows * matrix.weight_bits.weights
         left = [
             affine(0, index, matrix.left_strides)
             for index in everything
@@ -321,7 +344,7 @@ def random_matrix(
             ]
         bases = {}
         for name, offsets, size in (
-            ("left_address", left or [0], config.activation_bytes - config.rows),
+            ("left_address", left or [0], config.activation_bytes - depth),
             ("top_address", top or [0], config.weight_bytes - config.columns),
             ("accumulator_address", accumulator or [0], config.accumulator_total_rows - 1),
         ):
@@ -368,17 +391,22 @@ def test_random_programs(name: str, stall: float, rows_of: str, rng: np.random.G
     side = config.rows
     choices = {"1": [1], "2": [2], "R-1": [side - 1], "R": [side], "R+1": [side + 1]}
     choices["mixed"] = [1, 2, side - 1, side, side + 1, 3 * side]
-    order = rng.permutation([*modes(config), "output", "top"])[:4]
+    usual = [*modes(config), "output", "top"]
+    length = max(4, len(usual)) if len(config.weight_modes) > 1 else 4
+    order = rng.permutation(usual)[:length]
     program = [
         random_matrix(config, rng, int(rng.choice(choices[rows_of])), str(mode)) for mode in order
     ]
     compare(config, program, stall, rng)
 
 
-def dense(config: AcceleratorConfig, tiles: int, rows: int) -> Matrix:
+def dense(
+    config: AcceleratorConfig, tiles: int, rows: int, weight_bits: WeightBits = WeightBits.EIGHT
+) -> Matrix:
     """``tiles`` reduction tiles of ``rows`` activation rows each."""
-    side = config.rows
+    side = config.rows * weight_bits.weights
     return Matrix(
+        weight_bits=weight_bits,
         counts=(1, 1, 1, tiles, 1, 1, rows),
         left_strides=(0, 0, 0, side, 0, 0, tiles * side),
         top_strides=(0, 0, 0, config.tile_bytes, 0, 0, 0),
@@ -427,7 +455,8 @@ def test_tile_period_without_stalls_within_and_across_instructions(
     side = config.rows
     rows = {"1": 1, "2": 2, "R-1": side - 1, "R": side, "R+1": side + 1, "3R": 3 * side}[rows_of]
     tiles = 4
-    program = [dense(config, tiles, rows) for _ in range(3)]
+    widths = list(WeightBits)[: len(config.weight_modes)]
+    program = [dense(config, tiles, rows, widths[-number % len(widths)]) for number in range(3)]
     memories = Memories.random(config, rng)
     expected = memories.copy()
     for matrix in program:
@@ -441,7 +470,8 @@ def test_tile_period_without_stalls_within_and_across_instructions(
     expected_periods = ([period] * (tiles - 1) + [period + 1]) * len(program)
     assert periods == expected_periods[:-1]
     # Descriptor, nest, tile, left memory and zero point, array: then the first row is there.
-    start = 4 + side + READ_LATENCY + 1 + (config.rows + config.columns + 1)
+    array = config.rows + config.columns + 1 + ("/" in name)  # several weight modes: one more
+    start = 4 + side + READ_LATENCY + 1 + array
     assert firsts[0] - record.accepted[0] == start
 
 
@@ -495,6 +525,12 @@ def bad(config: AcceleratorConfig, what: str) -> tuple[Matrix, FaultCause, int]:
             reach = affine(0, (0, 0, 0, 1, 0, 0, 2), matrix.left_strides)
             new = dataclasses.replace(matrix, left_address=last_left + 1 - reach)
             return new, local, last_left + 1
+        case "left end, two bits":  # the last byte of the first row
+            new = dataclasses.replace(dense(config, 2, 3, WeightBits.TWO), left_address=last_left)
+            return new, local, last_left
+        case "two bits, zero point":
+            new = dense(config, 2, 3, WeightBits.TWO)
+            return dataclasses.replace(new, top_zero_point=1), FaultCause.UNSUPPORTED_FIELD, 0
         case "left negative":
             return dataclasses.replace(matrix, left_address=-1), local, -1
         case "top end":
@@ -529,6 +565,8 @@ def bad(config: AcceleratorConfig, what: str) -> tuple[Matrix, FaultCause, int]:
         "output-stationary, first accumulator",
         "output-stationary, last accumulator",
         "left end",
+        "left end, two bits",
+        "two bits, zero point",
         "left negative",
         "top end",
         "top negative",
@@ -542,6 +580,8 @@ def test_a_fault_comes_after_everything_before_it_and_is_the_last_act(
     what: str, stall: float, rng: np.random.Generator
 ) -> None:
     config = CONFIGS["2x8"] if what == "load side" else TINY
+    if "two bits" in what:
+        config = CONFIGS["4x4 8/4/2"]
     matrix, cause, address = bad(config, what)
     good = dense(config, 3, 5)
     bench = Bench(config, Memories.random(config, rng), seed=5)

@@ -437,7 +437,7 @@ NARROW_DOT = {"head": Head.DOT, "a_source": OperandSource.ACTIVATION}
 )
 def test_operands_that_do_not_fit_their_use(fields: dict[str, object]) -> None:
     bad = dataclasses.replace(GOOD, **fields)
-    assert bad.unsupported() is not None
+    assert bad.unsupported(PRESETS["tiny"]) is not None
     _expect_fault(bad, FaultCause.UNSUPPORTED_FIELD)
 
 

@@ -245,16 +245,25 @@ class ReferenceMachine:
             raise ReferenceFault("ZERO_COUNT")
         if instruction.load_side == LoadSide.LEFT and self.config.rows != self.config.columns:
             raise ReferenceFault("UNSUPPORTED_FIELD")
+        bits = {0: 8, 1: 4, 2: 2}[instruction.weight_bits]
+        if bits not in self.config.weight_modes:
+            raise ReferenceFault("UNSUPPORTED_FIELD")
+        if bits < 8 and (
+            instruction.dataflow != Dataflow.WEIGHT_STATIONARY
+            or instruction.load_side != LoadSide.TOP
+            or instruction.top_zero_point != 0
+        ):
+            raise ReferenceFault("UNSUPPORTED_FIELD")
         if instruction.dataflow == Dataflow.OUTPUT_STATIONARY:
             self._output_stationary(instruction)
         else:
             self._weight_stationary(instruction)
 
-    def _left(self, instruction: Matrix, index: tuple[int, ...]) -> list[int]:
+    def _left(self, instruction: Matrix, index: tuple[int, ...], width: int) -> list[int]:
         if instruction.bounds == Bounds.LEFT and not self._exists(instruction, index):
-            return [0] * self.config.rows
+            return [0] * width
         address = at(instruction.left_address, instruction.left_strides, index)
-        data = self._bytes(self.activation, address, self.config.rows)
+        data = self._bytes(self.activation, address, width)
         return [value - instruction.left_zero_point for value in data]
 
     def _top(self, instruction: Matrix, address: int) -> list[int]:
@@ -263,6 +272,8 @@ class ReferenceMachine:
 
     def _weight_stationary(self, instruction: Matrix) -> None:
         config = self.config
+        bits = {0: 8, 1: 4, 2: 2}[instruction.weight_bits]
+        k = 8 // bits
         for outer in nest(instruction.counts[:4]):
             top = at(instruction.top_address, instruction.top_strides[:4], outer)
             tile = [
@@ -273,7 +284,7 @@ class ReferenceMachine:
                 tile = [list(column) for column in zip(*tile, strict=True)]
             for inner in nest(instruction.counts[4:]):
                 index = outer + inner
-                left = self._left(instruction, index)
+                left = self._left(instruction, index, config.rows * k)
                 if instruction.bounds == Bounds.ACCUMULATOR and not self._exists(
                     instruction, index
                 ):
@@ -283,7 +294,14 @@ class ReferenceMachine:
                 )
                 adds = instruction.accumulate == Accumulate.ALWAYS_ADD or any(outer[1:])
                 for c in range(config.columns):
-                    total = sum(left[r] * tile[r][c] for r in range(config.rows))
+                    total = 0
+                    for r in range(config.rows):
+                        if bits == 8:
+                            total += left[r] * tile[r][c]
+                            continue
+                        byte = tile[r][c] % 256
+                        for j in range(k):
+                            total += left[r * k + j] * signed(byte >> (bits * j), bits)
                     row[c] = signed((row[c] if adds else 0) + total, 32)
 
     def _output_stationary(self, instruction: Matrix) -> None:
@@ -296,7 +314,7 @@ class ReferenceMachine:
                 if instruction.bounds != Bounds.TOP or self._exists(instruction, index):
                     address = at(instruction.top_address, instruction.top_strides, index)
                     top = self._top(instruction, address)
-                left = self._left(instruction, index)
+                left = self._left(instruction, index, config.rows)
                 for r in range(config.rows):
                     for c in range(config.columns):
                         sums[r][c] += left[r] * top[c]

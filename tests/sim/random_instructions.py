@@ -24,6 +24,7 @@ from weft_hw.instructions import (
     Store,
     Tail,
     Vector,
+    WeightBits,
 )
 
 __all__ = ["RandomInstructions"]
@@ -214,6 +215,11 @@ class RandomInstructions:
         config = self.config
         rows, columns = config.rows, config.columns
         streams = self.pick([False, False, True])
+        weight_bits = WeightBits.EIGHT
+        if not streams:
+            weight_bits = self.pick(list(WeightBits)[: len(config.weight_modes)])
+        narrow = weight_bits is not WeightBits.EIGHT
+        depth = rows * {WeightBits.EIGHT: 1, WeightBits.FOUR: 2, WeightBits.TWO: 4}[weight_bits]
         counts = self.counts((3, 3, 3, 3, 6, 6, 3), 60 if rows * columns > 100 else 150)
         fields = self.coordinates(7)
         bounds = self.pick(
@@ -231,8 +237,8 @@ class RandomInstructions:
         left, left_strides = self.place(
             counts,
             (0, config.activation_bytes),
-            rows,
-            steps=self.pick([[rows, 2 * rows, 4 * rows], [1, 4, rows], [1, 3, 7]]),
+            depth,
+            steps=self.pick([[depth, 2 * depth, 4 * depth], [1, 4, rows], [1, 3, 7]]),
             exists=exists(Bounds.LEFT),
         )
         if not -(1 << 19) <= left < 1 << 19:
@@ -254,11 +260,12 @@ class RandomInstructions:
         square = rows == columns
         return Matrix(
             dataflow=Dataflow.OUTPUT_STATIONARY if streams else Dataflow.WEIGHT_STATIONARY,
-            load_side=self.pick(list(LoadSide)) if square else LoadSide.TOP,
+            weight_bits=weight_bits,
+            load_side=self.pick(list(LoadSide)) if square and not narrow else LoadSide.TOP,
             accumulate=self.pick(list(Accumulate)),
             bounds=bounds,
             left_zero_point=self.between(-128, 127),
-            top_zero_point=self.pick([0, 0, self.between(-128, 127)]),
+            top_zero_point=0 if narrow else self.pick([0, 0, self.between(-128, 127)]),
             counts=counts,
             left_address=left,
             left_strides=left_strides,

@@ -32,7 +32,10 @@ TINY = PRESETS["tiny"]
 WIDE = dataclasses.replace(
     TINY, name="wide", rows=2, columns=8, vector_lanes=8, bus_width=64, depthwise_taps=3
 )
-TALL = dataclasses.replace(TINY, name="tall", rows=8, columns=2, vector_lanes=2)
+TALL = dataclasses.replace(
+    TINY, name="tall", rows=8, columns=2, vector_lanes=2, weight_modes=(8, 4), element="slices"
+)
+FLEXIBLE = dataclasses.replace(TINY, name="flexible", weight_modes=(8, 4, 2))
 
 WATCHDOG = 2000
 
@@ -48,7 +51,7 @@ def memory_layout(
     return prologue, epilogue, program, program + (1 << 15)
 
 
-@pytest.mark.parametrize("config", [TINY, WIDE, TALL], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [TINY, WIDE, TALL, FLEXIBLE], ids=lambda config: config.name)
 @pytest.mark.parametrize("number", range(4))
 def test_random_programs(config: AcceleratorConfig, number: int, open_engine, rng):
     prologue, epilogue, program_address, memory_bytes = memory_layout(config)

@@ -14,7 +14,8 @@ from weft_sim.device import DeviceFault
 from weft_sim.functional import FunctionalDevice, blas
 
 TALL = dataclasses.replace(PRESETS["tiny"], name="tall", rows=8, columns=2, vector_lanes=2)
-CONFIGS = [PRESETS["tiny"], TALL, PRESETS["edge8"], PRESETS["base16"]]
+FLEXIBLE = dataclasses.replace(PRESETS["tiny"], name="flexible", weight_modes=(8, 4, 2))
+CONFIGS = [PRESETS["tiny"], TALL, FLEXIBLE, PRESETS["edge8"], PRESETS["base16"]]
 
 DRAM = 4096
 PROGRAM = 2048
@@ -140,7 +141,7 @@ def random_fault(random: RandomInstructions) -> Instruction:
             return dataclasses.replace(instruction, **{name: value})
 
 
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=lambda config: config.name)
 def test_random_addresses_fault_as_the_reference_does(
     config: AcceleratorConfig, rng: np.random.Generator
 ):

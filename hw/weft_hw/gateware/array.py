@@ -1,18 +1,15 @@
 """The systolic array: one flat module of multiply-accumulate elements for both dataflows."""
 
-from amaranth.hdl import Cat, Module, Mux, Shape, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.array_element import LEFT_BITS, TOP_BITS, ElementArithmetic, register
 
 __all__ = ["LEFT_BITS", "TOP_BITS", "SystolicArray"]
 
-LEFT_BITS = 9  # an int8 operand minus an int8 zero point
-TOP_BITS = 9
 SUM_BITS = 32
-
-SUM_STAGE = 2  # cycles from an element's operands to its sum
 
 
 class SystolicArray(wiring.Component):
@@ -26,8 +23,9 @@ class SystolicArray(wiring.Component):
                 |         |                     in each element, one register a stage:
       left[0] --+---------+-- ...               1  left operand, transport, shadow, active
       left[1] --+---------+-- ...               2  product of left operand and active
-      (1 later) |         |                     3  sum = product + (sum of the element above
-              sum[0]    sum[1]                                      or the element's own)
+      (1 later) |         |                        (3  with several weight modes)
+              sum[0]    sum[1]                  3  sum = product + (sum of the element above
+                                                                    or the element's own)
 
     In every cycle the elements of rows below ``left_keep`` add to their own sum, the others to the
     sum from above (row 0: to nothing). What leaves at the bottom ``latency`` cycles after a cycle
@@ -51,6 +49,11 @@ class SystolicArray(wiring.Component):
     swap itself is allowed. A tile may therefore start every ``rows`` cycles, for any number of left
     rows, one included, and a top row for all every cycle.
 
+    *Weight modes*: with ``left_split`` s at its swap, a tile's elements are 2^s weights each, the
+    first in the lowest bits, and row r has ``operands_per_element`` operand slots, which hold its
+    2^s operands as :mod:`weft_hw.gateware.array_element` has it; its term in the sum above becomes
+    that of their products. ``left_split`` is 0 in the output-stationary dataflow.
+
     Parameters
     ----------
     config : AcceleratorConfig
@@ -60,8 +63,10 @@ class SystolicArray(wiring.Component):
     left_valid, left_swap : In(1)
     left_keep : In
         0 to ``rows``; counts in every cycle.
-    left : In(array of rows signed(9))
-        One left row, zero point already subtracted.
+    left_split : In
+        Only with several weight modes.
+    left : In(array of rows * operands_per_element signed(9))
+        One left row, zero point already subtracted; the slots of a row of the array together.
     top_valid, top_all : In(1)
     top_sideways : In(1)
         Only where ``rows == columns``.
@@ -76,11 +81,15 @@ class SystolicArray(wiring.Component):
     def __init__(self, config: AcceleratorConfig) -> None:
         self._rows = config.rows
         self._columns = config.columns
+        self._element = ElementArithmetic(config)
+        self._splits = len(config.weight_modes)
         members: dict[str, object] = {
             "left_valid": In(1),
             "left_swap": In(1),
             "left_keep": In(range(config.rows + 1)),
-            "left": In(data.ArrayLayout(signed(LEFT_BITS), config.rows)),
+            "left": In(
+                data.ArrayLayout(signed(LEFT_BITS), config.rows * config.operands_per_element)
+            ),
             "top_valid": In(1),
             "top_all": In(1),
             "top_tag": In(range(config.rows)),
@@ -90,21 +99,29 @@ class SystolicArray(wiring.Component):
         }
         if config.rows == config.columns:
             members["top_sideways"] = In(1)
+        if self._splits > 1:
+            members["left_split"] = In(range(self._splits))
         super().__init__(members)
+
+    @property
+    def _sum_stage(self) -> int:
+        """Cycles from an element's operands to its sum."""
+        return self._element.stages + 1
 
     @property
     def latency(self) -> int:
         """Cycles from a left row at the input to its sums at the output."""
-        return self._rows + self._columns + 1
+        return self._rows + self._columns + self._element.stages
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         rows, columns = self._rows, self._columns
 
         swap = self._control(m)
+        split, active_split = self._split_control(m, swap)
         loads = self._loads(m)
         above = self._above(m)
-        left = [_delayed(m, f"left_{r}", self.left[r], r) for r in range(rows)]
+        left = [_delayed(m, f"left_{r}", self._left_row(r), r) for r in range(rows)]
         top = self._transport(m)
 
         sums: list[Value] = []
@@ -113,9 +130,14 @@ class SystolicArray(wiring.Component):
             sums_above, sums = sums, []
             for c in range(columns):
                 element = f"{r}_{c}"
-                stationary = self._stationary(m, element, top[r][c], loads[r][c], swap[r + c])
-                operand = _register(m, f"operand_{element}", operand)
-                product = _register(m, f"product_{element}", operand * stationary)
+                diagonal = r + c
+                shadow = Signal(signed(TOP_BITS), name=f"shadow_{element}", reset_less=True)
+                with m.If(loads[r][c]):
+                    m.d.sync += shadow.eq(top[r][c])
+                weights = self._element.active(m, element, shadow, swap[diagonal], split[diagonal])
+                operand = register(m, f"operand_{element}", operand)
+                splits = active_split[diagonal]
+                product = self._element.product(m, element, operand, weights, splits)
                 total = Signal(signed(SUM_BITS), name=f"sum_{element}", reset_less=True)
                 addend = Mux(above[r][c], sums_above[c] if r else 0, total)
                 m.d.sync += total.eq(product + addend)
@@ -137,6 +159,29 @@ class SystolicArray(wiring.Component):
         m.d.sync += [valid.eq(Cat(self.left_valid, valid)), swap.eq(swaps)]
         m.d.comb += self.output_valid.eq(valid[-1])
         return [swaps[d] for d in range(diagonals)]
+
+    def _split_control(self, m: Module, swap: list[Value]) -> tuple[list[Value], list[list[Value]]]:
+        """By anti-diagonal: the split that comes with a swap, and by stage that of the product."""
+        if self._splits == 1:
+            constant = Const(0, 1)
+            return [constant] * len(swap), [[constant] * self._element.stages] * len(swap)
+        entering, active = [], []
+        now: Value = self.left_split
+        for d, swaps in enumerate(swap):
+            entering.append(now)
+            first = Signal.like(self.left_split, name=f"active_split_{d}", reset_less=True)
+            with m.If(swaps):
+                m.d.sync += first.eq(now)
+            active.append([first, register(m, f"product_split_{d}", first)])
+            if d < len(swap) - 1:
+                now = register(m, f"split_{d}", now)
+        return entering, active
+
+    def _left_row(self, r: int) -> Value:
+        """The operands of a row of the array; signed if it is one alone."""
+        slots = self._element.slots
+        operands = [self.left[slots * r + slot] for slot in range(slots)]
+        return operands[0] if slots == 1 else Cat(*operands)
 
     def _loads(self, m: Module) -> list[list[Value]]:
         """Shadow-load enable by element: that of its row and, sideways, that of its column."""
@@ -162,9 +207,9 @@ class SystolicArray(wiring.Component):
         """By element, when its product has come: add to the sum from above, not to its own."""
         above = []
         for r in range(self._rows):
-            length = SUM_STAGE + r + self._columns
+            length = self._sum_stage + r + self._columns
             history = _history(m, f"above_{r}", self.left_keep <= r, length)
-            above.append([history[SUM_STAGE + r + c] for c in range(self._columns)])
+            above.append([history[self._sum_stage + r + c] for c in range(self._columns)])
         return above
 
     def _transport(self, m: Module) -> list[list[Value]]:
@@ -188,32 +233,14 @@ class SystolicArray(wiring.Component):
                     value = chosen
                 passing[r].append(value)
                 used = r < rows - 1 or (square and c < columns - 1)
-                transports[r].append(_register(m, f"transport_{r}_{c}", value) if used else value)
+                transports[r].append(register(m, f"transport_{r}_{c}", value) if used else value)
         return passing
-
-    @staticmethod
-    def _stationary(m: Module, element: str, top: Value, load: Value, swap: Value) -> Signal:
-        """The active operand of an element, fed by its shadow."""
-        shadow = Signal(signed(TOP_BITS), name=f"shadow_{element}", reset_less=True)
-        active = Signal(signed(TOP_BITS), name=f"active_{element}", reset_less=True)
-        with m.If(load):
-            m.d.sync += shadow.eq(top)
-        with m.If(swap):
-            m.d.sync += active.eq(shadow)
-        return active
-
-
-def _register(m: Module, name: str, value: Value, shape: Shape | None = None) -> Signal:
-    """The value one cycle later, in a register without reset."""
-    register = Signal(shape or value.shape(), name=name, reset_less=True)
-    m.d.sync += register.eq(value)
-    return register
 
 
 def _delayed(m: Module, name: str, value: Value, cycles: int) -> Value:
     """The value ``cycles`` later."""
     for i in range(cycles):
-        value = _register(m, f"{name}_delay_{i}", value)
+        value = register(m, f"{name}_delay_{i}", value)
     return value
 
 

@@ -143,9 +143,10 @@ class Core(wiring.Component):
         m.submodules.activation = activation = Scratchpad(
             config.activation_bytes,
             config.activation_banks,
-            line,
+            config.left_port_bytes,
             readers=len(activation_reads),
             writers=len(activation_writes),
+            read_bytes=[len(requester.data) // 8 for requester in activation_reads],
         )
         m.submodules.weight = weight = Scratchpad(
             config.weight_bytes, config.weight_banks, line, readers=2, writers=1
@@ -157,9 +158,9 @@ class Core(wiring.Component):
         )
         m.submodules.parameter = parameter = ParameterMemory(config)
         for requester, port in zip(activation_reads, activation.reads):
-            connect(m, requester, port)
+            _connect_read(m, requester, port)
         for requester, port in zip(activation_writes, activation.writes):
-            connect(m, requester, port)
+            _connect_write(m, requester, port)
         connect(m, matrix.top, weight.reads[0])
         connect(m, vector.weight_b, weight.reads[1])
         connect(m, load.weight, weight.writes[0])
@@ -273,3 +274,25 @@ class Core(wiring.Component):
         ]
         for ours, theirs in zip(self.counts, counters.counts):
             m.d.comb += ours.eq(theirs)
+
+
+def _connect_read(m: Module, requester: wiring.PureInterface, port: wiring.PureInterface) -> None:
+    """A reader may take fewer bytes than the port gives."""
+    m.d.comb += [
+        port.valid.eq(requester.valid),
+        port.address.eq(requester.address),
+        requester.ready.eq(port.ready),
+        requester.data_valid.eq(port.data_valid),
+        requester.data.eq(port.data),
+    ]
+
+
+def _connect_write(m: Module, requester: wiring.PureInterface, port: wiring.PureInterface) -> None:
+    """A writer may write fewer bytes than the port takes."""
+    m.d.comb += [
+        port.valid.eq(requester.valid),
+        port.address.eq(requester.address),
+        port.data.eq(requester.data),
+        port.strobe.eq(requester.strobe),
+        requester.ready.eq(port.ready),
+    ]

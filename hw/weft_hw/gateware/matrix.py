@@ -19,7 +19,7 @@ from weft_hw.gateware.interfaces import (
 )
 from weft_hw.gateware.matrix_rows import row_nest
 from weft_hw.gateware.tile_loader import TileLoader
-from weft_hw.instructions import Bounds, Dataflow, LoadSide, Matrix
+from weft_hw.instructions import Bounds, Dataflow, LoadSide, Matrix, WeightBits
 from weft_hw.registers import FaultCause
 
 __all__ = ["MatrixEngine"]
@@ -63,7 +63,7 @@ class MatrixEngine(wiring.Component):
         super().__init__(
             {
                 "engine": In(EnginePort(Matrix)),
-                "left": Out(ReadPort(config.activation_address_bits, config.line_bytes)),
+                "left": Out(ReadPort(config.activation_address_bits, config.left_port_bytes)),
                 "top": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "update": Out(AccumulatorUpdatePort(config)),
             }
@@ -128,12 +128,19 @@ class MatrixEngine(wiring.Component):
         )
 
     def _unsupported(self, fields: data.View) -> Value:
-        """Fields that are executed, but not together, or not by an array that is not square."""
+        """What :meth:`Matrix.unsupported` checks besides single fields."""
         stationary = fields.dataflow == Dataflow.OUTPUT_STATIONARY
         senseless = Mux(stationary, Bounds.ACCUMULATOR, Bounds.TOP)
         square = self._config.rows == self._config.columns
-        sideways = Const(0, 1) if square else fields.load_side == LoadSide.LEFT
-        return (fields.bounds == senseless) | sideways
+        sideways = fields.load_side == LoadSide.LEFT
+        narrow = fields.weight_bits != WeightBits.EIGHT
+        missing = fields.weight_bits >= len(self._config.weight_modes)
+        plain = ~stationary & ~sideways & (fields.top_zero_point == 0)
+        return (
+            (fields.bounds == senseless)
+            | (Const(0, 1) if square else sideways)
+            | (narrow & (missing | ~plain))
+        )
 
     @property
     def _row_latency(self) -> int:
@@ -231,15 +238,24 @@ class MatrixEngine(wiring.Component):
             later = Signal(signed(8), name=f"zero_point_{k + 1}", reset_less=True)
             m.d.sync += later.eq(zero_point)
             zero_point = later
+        splits: list[Value] = []
+        if len(self._config.weight_modes) > 1:
+            splits.append(row.current.split)
+            for k in range(READ_LATENCY + 1):
+                later = Signal.like(row.current.split, name=f"split_{k + 1}", reset_less=True)
+                m.d.sync += later.eq(splits[-1])
+                splits.append(later)
         keep: Value = drain.keep
         for k in range(READ_LATENCY + 1):
             kept = Signal(range(rows + 1), name=f"keep_{k + 1}")
             m.d.sync += kept.eq(keep)
             keep = kept
 
-        left = Signal(LEFT_BITS * rows, reset_less=True)
-        bytes_in = [self.left.data[8 * r : 8 * r + 8].as_signed() for r in range(rows)]
-        differences = Cat((x - zero_point)[:LEFT_BITS] for x in bytes_in)
+        slots = rows * self._config.operands_per_element
+        left = Signal(LEFT_BITS * slots, reset_less=True)
+        differences = Cat(
+            (x.as_signed() - zero_point)[:LEFT_BITS] for x in self._operands(m, splits)
+        )
         with m.If(valid[-1]):
             m.d.sync += left.eq(Mux(counts[-1], differences, 0))
         with m.Elif(quiet[-1]):
@@ -255,9 +271,29 @@ class MatrixEngine(wiring.Component):
             array.top.eq(loader.tile_row),
             loader.swap.eq(swap[-1]),
         ]
+        if splits:
+            m.d.comb += array.left_split.eq(splits[-1])
         if rows == self._config.columns:
             m.d.comb += array.top_sideways.eq(loader.tile_sideways)
         wiring.connect(m, wiring.flipped(self.top), loader.top)
+
+    def _operands(self, m: Module, splits: list[Value]) -> list[Value]:
+        """The byte of the left row that arrives for each operand slot of the array."""
+        slots = self._config.operands_per_element
+        modes = range(len(self._config.weight_modes))
+        if len(modes) == 1:
+            return [self.left.data[8 * r : 8 * r + 8] for r in range(self._config.rows)]
+        operands: list[Value] = []
+        for r in range(self._config.rows):
+            for slot in range(slots):
+                operand = Signal(8, name=f"operand_{r}_{slot}")
+                with m.Switch(splits[READ_LATENCY]):
+                    for mode in modes:
+                        byte = (r << mode) + (slot << mode) // slots
+                        with m.Case(mode):
+                            m.d.comb += operand.eq(self.left.data[8 * byte : 8 * byte + 8])
+                operands.append(operand)
+        return operands
 
     def _write_back(self, m: Module, row: SimpleNamespace, drain: SimpleNamespace) -> Signal:
         """Joins sums with their accumulator rows, which wait in order; retires instructions."""

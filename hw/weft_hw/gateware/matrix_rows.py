@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from weft_hw.config import AcceleratorConfig
@@ -36,12 +36,15 @@ def row_layout(config: AcceleratorConfig) -> data.StructLayout:
     ``reads``: it takes an access; ``counts``: it is not replaced by zeros; ``swap``: it begins a
     tile, or meets a top row of its own; ``streams``: output-stationary; ``closes``: the last row of
     an output tile. ``accumulator`` is the row of its sums or, output-stationary, of the tile's last
-    row, from which the tile's rows go back by ``row_stride``. ``drop``: its sums are dropped.
+    row, from which the tile's rows go back by ``row_stride``. ``drop``: its sums are dropped. An
+    array row takes 2 ** ``split`` of its bytes (with several weight modes only).
     """
+    modes = len(config.weight_modes)
     return data.StructLayout(
         {
             "address": config.activation_address_bits,
             "zero_point": signed(8),
+            **({"split": range(modes)} if modes > 1 else {}),
             "reads": 1,
             "counts": 1,
             "swap": 1,
@@ -132,7 +135,11 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
         swap.eq(Mux(stationary, (held.bounds != Bounds.TOP) | inside, opens)),
     ]
 
-    last_left = config.activation_bytes - config.rows
+    modes = len(config.weight_modes)
+    last_left: Value = Const(config.activation_bytes - config.rows)
+    for split in range(1, modes):
+        end_of_mode = config.activation_bytes - (config.rows << split)
+        last_left = Mux(held.weight_bits == split, end_of_mode, last_left)
     side_bits = (config.rows - 1).bit_length()
     reach = (held.tile_stride << side_bits) - held.tile_stride
     end = Signal(signed(len(reach) + 1), name="tile_end")  # the last accumulator row of a tile
@@ -169,6 +176,8 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
             current.drop.eq(~writes),
             current.last.eq(nest.finished),
         ]
+        if modes > 1:
+            m.d.sync += current.split.eq(held.weight_bits)
     with m.Elif(issued):
         m.d.sync += valid.eq(0)
     return SimpleNamespace(

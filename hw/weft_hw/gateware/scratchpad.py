@@ -1,5 +1,6 @@
 """Banked scratchpad memory: accesses at any byte address, one read and one write port a bank."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
@@ -79,6 +80,9 @@ class Scratchpad(wiring.Component):
         Powers of two, at least four lines a bank.
     readers, writers : int
         Number of ports.
+    read_bytes : sequence of int
+        Bytes that each reader takes of a line's width: a read that crosses into the next bank with
+        others than these needs one bank only. Without it all.
 
     Members
     -------
@@ -94,7 +98,14 @@ class Scratchpad(wiring.Component):
     """
 
     def __init__(
-        self, size_bytes: int, banks: int, line_bytes: int, readers: int, writers: int
+        self,
+        size_bytes: int,
+        banks: int,
+        line_bytes: int,
+        readers: int,
+        writers: int,
+        *,
+        read_bytes: Sequence[int] | None = None,
     ) -> None:
         for name, value in (("banks", banks), ("line_bytes", line_bytes)):
             if value < 1 or value & (value - 1):
@@ -111,6 +122,13 @@ class Scratchpad(wiring.Component):
                 raise ValueError(f"`{name}` must be a positive integer, not {value}")
         if writers >= WRITE_LATENCY:
             raise ValueError(f"`writers` must be at most {WRITE_LATENCY - 1}, not {writers}")
+        self._read_bytes = list(read_bytes or [line_bytes] * readers)
+        if len(self._read_bytes) != readers or not all(
+            0 < taken <= line_bytes for taken in self._read_bytes
+        ):
+            raise ValueError(
+                f"`read_bytes` must be {readers} numbers from 1 to {line_bytes}, not {read_bytes}"
+            )
         self._banks = banks
         self._line_bytes = line_bytes
         self._rows = size_bytes // (banks * SUB_BANKS * line_bytes)
@@ -167,7 +185,8 @@ class Scratchpad(wiring.Component):
         for i, port in enumerate(ports):
             place = self._access(m, f"read_{i}", port.address)
             wants = tuple(Signal(self._banks, name=f"read_{i}_wants_{s}") for s in range(SUB_BANKS))
-            both = place.offset.any()  # an aligned access needs one line only
+            # An aligned access needs one line only.
+            both = place.offset > self._line_bytes - self._read_bytes[i]
             m.d.comb += [
                 wants[0].eq(Mux(~place.parity | both, place.bank[0], 0)),
                 wants[1].eq(Mux(place.parity | both, place.bank[1], 0)),

@@ -7,7 +7,8 @@ sums, not the operands, and everything from there on is int32, modulo 2^32::
     sum_k (left[k] - z) * tile[k]  =  sum_k left[k] * tile[k]  -  z * sum_k tile[k]
 
 A left row that does not exist reads as z, hence adds nothing. (The zero point of the top operand is
-taken off the tile.) The output-stationary dataflow has a module of its own.
+taken off the tile.) Narrow weights are unpacked into rows of the reduction of their own. The
+output-stationary dataflow has a module of its own.
 """
 
 import itertools
@@ -25,6 +26,7 @@ from weft_hw.instructions import (
     Dataflow,
     LoadSide,
     Matrix,
+    WeightBits,
 )
 from weft_hw.registers import FaultCause
 from weft_sim.functional.loaded import LoadedCache
@@ -66,6 +68,7 @@ class _Nest:
         self.accumulator = affine(
             instruction.accumulator_address, instruction.accumulator_strides, counts
         )
+        self.left_width = config.rows * instruction.weight_bits.weights
         self.exists = inside(instruction, Bounds.LEFT)
         self.written = inside(instruction, Bounds.ACCUMULATOR)
         tile_counts = counts[:TILE_LOOPS_MATRIX]
@@ -78,7 +81,7 @@ class _Nest:
 
     def _check(self, memories: Memories) -> None:
         config, counts = self.config, self.counts
-        left_bad = (self.left < 0) | (self.left + config.rows > config.activation_bytes)
+        left_bad = (self.left < 0) | (self.left + self.left_width > config.activation_bytes)
         if self.exists is not None:
             left_bad = left_bad & self.exists
         row_bad = (self.accumulator < 0) | (self.accumulator >= config.accumulator_total_rows)
@@ -122,7 +125,7 @@ class _Nest:
         """Reads of both operands, writes of accumulator rows."""
         left, rows = existing(self.left, self.exists), existing(self.accumulator, self.written)
         return [
-            access(Space.ACTIVATION, left, self.config.rows, write=False),
+            access(Space.ACTIVATION, left, self.left_width, write=False),
             access(Space.WEIGHT, self.top, self.config.columns, write=False),
             access(Space.ACCUMULATOR, rows, 1, write=True),
         ]
@@ -132,6 +135,14 @@ def _clip(index: Sequence[np.intp], shape: Sequence[int]) -> tuple[int, ...]:
     """The tile loops' indexes, for an array whose axes of length 1 are broadcast."""
     tile_index = index[:TILE_LOOPS_MATRIX]
     return tuple(int(i) if length > 1 else 0 for i, length in zip(tile_index, shape))
+
+
+def _unpacked(tiles: NDArray[np.int8], bits: WeightBits) -> NDArray[np.int8]:
+    """The weights of bytes [.., row, column] as [.., row, number, column]."""
+    width = 8 // bits.weights
+    # Shifted up to the sign bit and, arithmetically, down again.
+    parts = [(tiles << 8 - width * (i + 1)) >> 8 - width for i in range(bits.weights)]
+    return np.stack(parts, axis=-2)
 
 
 class Weights:
@@ -146,7 +157,8 @@ class Weights:
         columns = nest.config.columns
         tiles = nest.counts[0]
         top = np.broadcast_to(nest.top, (*nest.counts[:TILE_LOOPS_MATRIX], nest.config.rows))
-        self.depth = top[0].size
+        self._bits = nest.instruction.weight_bits
+        self.depth = top[0].size * self._bits.weights
         shape: tuple[int, ...] = (tiles, self.depth, columns)
         if nest.left_repeats:
             top = np.moveaxis(top, 0, -1)
@@ -167,8 +179,12 @@ class Weights:
         self._gather.read(self._gather.target(tiles))
         if self._sideways:  # byte r of a tile's row c is its element (r, c)
             self._take_transposed(tiles)
-        else:
+        elif self._bits is WeightBits.EIGHT:
             np.copyto(self.matrix, tiles.reshape(self.matrix.shape))
+        else:
+            *outer, depth, width = self.matrix.shape
+            unpacked = _unpacked(tiles.reshape(*outer, -1, width), self._bits)
+            np.copyto(self.matrix, unpacked.reshape(self.matrix.shape))
         if self._top_zero_point:
             np.subtract(self.matrix, self._top_zero_point, out=self.matrix)
         if not self._zero_point:
@@ -199,6 +215,7 @@ def _shared_weights(
         instruction.top_strides[:TILE_LOOPS_MATRIX],
         instruction.tile_stride,
         instruction.load_side,
+        instruction.weight_bits,
         instruction.left_zero_point,
         instruction.top_zero_point,
         nest.left_repeats,
@@ -211,9 +228,6 @@ def prepare_matrix(
     instruction: Matrix, memories: Memories, scratch: Scratch, cache: LoadedCache[Weights]
 ) -> Step:
     """The fastest step that executes a MATRIX exactly."""
-    config = memories.config
-    if instruction.load_side is LoadSide.LEFT and config.rows != config.columns:
-        raise Faulted(FaultCause.UNSUPPORTED_FIELD)
     if instruction.dataflow is Dataflow.OUTPUT_STATIONARY:
         return OuterProductStep(instruction, memories)
     nest = _Nest(instruction, memories)
@@ -258,7 +272,7 @@ class _ProductStep:
             memories.activation,
             left,
             exists,
-            nest.config.rows,
+            nest.left_width,
             fill_bytes=FILL_BYTES,
             pool=scratch.indexes,
         )
@@ -344,11 +358,14 @@ class _TileByTileStep:
         nest, memories = self._nest, self._memories
         instruction = nest.instruction
         activation, weight = memories.activation, memories.weight
-        across, down = np.arange(nest.config.rows), np.arange(nest.config.columns)
+        across, down = np.arange(nest.left_width), np.arange(nest.config.columns)
         tile_counts = nest.counts[:TILE_LOOPS_MATRIX]
         tops = np.broadcast_to(nest.top, (*tile_counts, nest.config.rows))
         for index in itertools.product(*map(range, tile_counts)):
-            tile = weight[tops[index][:, np.newaxis] + down].astype(np.float64)
+            stored = weight[tops[index][:, np.newaxis] + down]
+            if instruction.weight_bits is not WeightBits.EIGHT:
+                stored = _unpacked(stored, instruction.weight_bits).reshape(-1, len(down))
+            tile = stored.astype(np.float64)
             tile -= instruction.top_zero_point
             if instruction.load_side is LoadSide.LEFT:
                 tile = tile.T

@@ -11,7 +11,7 @@ from weft_hw.config import AcceleratorConfig
 
 __all__ = ["FILL_BYTES", "Memories", "Scratch"]
 
-FILL_BYTES = 128
+FILL_BYTES = 512  # twice the widest left row: 64 array rows, four weights a byte
 """Bytes behind the activation scratchpad from which reads that do not take place get their fill:
 two of the widest accesses, so that one lies inside them at any phase."""
 

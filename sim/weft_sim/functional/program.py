@@ -173,7 +173,7 @@ class _Preparation:
         Faulted
             If executing it faults.
         """
-        if instruction.unsupported() is not None:
+        if instruction.unsupported(self._memories.config) is not None:
             raise Faulted(FaultCause.UNSUPPORTED_FIELD)
         match instruction:
             case Load() | Store():
