@@ -117,6 +117,9 @@ class TfliteWriter:
             fields = {"scales": like.scales, "zero_points": like.zero_points} | fields
         elif calibrate:
             fields = self.quantization()
+            largest = max(each.scales[0] for each in inputs if each.kind == "int8" and each.scales)
+            factor = float(2.0 ** self.rng.uniform(-2, 2))
+            fields["scales"] = (float(np.float32(largest * factor)),)
         output = self.record(shape, **fields)
         made = Node(operator, list(inputs), [output], options)
         self.nodes.append(made)
@@ -135,18 +138,25 @@ class TfliteWriter:
 
     def _calibrate(self, node: Node, output: Record) -> None:
         wanted = float(self.rng.uniform(25, 45))
+        smallest = SMALLEST_SCALE
+        if node.kind in ("ADD", "SUB"):  # the kernels give up where 2^20 steps are less than one
+            smallest = max(each.scales[0] for each in node.inputs) / 2**10
         for _ in range(8):
             (codes,) = self._alone(node)
             saturated = np.mean((codes == -128) | (codes == 127))
             spread = float(codes.std())
             if saturated > 0.15:
                 factor = 4.0
+            elif spread == 0:
+                break  # a constant result: no scale spreads it
             elif spread < wanted / 2 or spread > 2 * wanted:
                 factor = max(spread, wanted / 8) / wanted
             else:
                 break
-            scale = min(max(output.scales[0] * factor, SMALLEST_SCALE), LARGEST_SCALE)
+            scale = min(max(output.scales[0] * factor, smallest), LARGEST_SCALE)
             output.scales = (float(np.float32(scale)),)
+        else:
+            (codes,) = self._alone(node)
         output.values = codes
 
     def activation(self):

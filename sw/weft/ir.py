@@ -33,8 +33,8 @@ What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
     Pad, Concatenate, Flatten, Reshape move codes and change none
 
 ``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`). What
-TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP,
-``AveragePool2d.division`` ``"codes"`` and ``"mean"``, and ``product_scales`` of a Linear.
+TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP, and
+``AveragePool2d.division`` ``"codes"`` and ``"mean"``.
 
 A :class:`HostOperation` is computed by the host after the accelerator's run. Nothing but other
 host operations and the graph's outputs may read its result.
@@ -181,9 +181,6 @@ class Conv2d(Operation):
     weights : int8 array [out, kernel row, kernel column, in / groups]
     weight_scales : float64 array [out]
         One a channel; a model with one scale a tensor repeats it.
-    product_scales : float64 array [out] or None
-        ``input scale * weight scale``, where the model's runtime does not compute it in float64
-        (TFLite's dense layers of one weight scale: in float32).
     bias : int32 array [out] or None
     stride : (y, x)
     padding : ((top, bottom), (left, right))
@@ -205,7 +202,6 @@ class Conv2d(Operation):
     groups: int = 1
     clamp: Pair = INT8_RANGE
     rounding: Rounding = Rounding.HALF_EVEN
-    product_scales: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -220,7 +216,6 @@ class Linear(Operation):
     bias: NDArray[np.int32] | None = None
     clamp: Pair = INT8_RANGE
     rounding: Rounding = Rounding.HALF_EVEN
-    product_scales: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -171,11 +171,6 @@ def _check_weights(operation: Conv2d | Linear, channels: int) -> None:
     _require(scales.dtype == np.float64, f"weight scales are {scales.dtype}, not float64")
     _require(scales.shape == (channels,), f"weight scales have shape {scales.shape}")
     _require(bool(np.all(np.isfinite(scales) & (scales > 0))), "weight scales must be positive")
-    products = operation.product_scales
-    if products is not None:
-        _require(products.dtype == np.float64, f"product scales are {products.dtype}, not float64")
-        _require(products.shape == (channels,), f"product scales have shape {products.shape}")
-        _require(bool(np.all(np.isfinite(products) & (products > 0))), "product scales must be > 0")
     if bias is not None:
         _require(bias.dtype == np.int32, f"bias is {bias.dtype}, not int32")
         _require(bias.shape == (channels,), f"bias has shape {bias.shape}")

@@ -21,7 +21,7 @@ def compile_command(
     config: ConfigOption = "base16",
     as_json: JsonOption = False,
 ) -> None:
-    """Compile a quantized .pt2 model to a Program for one configuration."""
+    """Compile a .tflite or quantized .pt2 model to a Program for one configuration."""
     output = Output(as_json=as_json)
     chosen = load_config(config or "base16")
     from weft.models import load_model

@@ -8,7 +8,10 @@ import typer
 __all__ = ["ConfigOption", "EngineOption", "JsonOption", "LatencyOption", "ModelArgument"]
 
 ModelArgument = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="A compiled Program, or a quantized .pt2 model.")
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="A compiled Program, a .tflite or a quantized .pt2 model."
+    ),
 ]
 ConfigOption = Annotated[
     str | None,

@@ -114,11 +114,7 @@ def parameter_rows(kernel: Kernel, source: Tensor, result: Tensor) -> bytes:
     exponent = np.zeros(lanes, np.int8)
     scales: Sequence[float] = operation.weight_scales.tolist()
     for channel, scale in enumerate(scales):
-        if operation.product_scales is None:
-            product = source.scale * scale
-        else:
-            product = float(operation.product_scales[channel])
-        ratio = product / result.scale
+        ratio = source.scale * scale / result.scale
         multiplier[channel], exponent[channel] = multiplier_of(ratio, operation.name)
     rows = []
     for start in range(0, lanes, config.columns):

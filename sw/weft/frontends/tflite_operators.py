@@ -108,8 +108,8 @@ def _image(importer: Importer, position: int) -> Tensor:
 
 def _weights(
     importer: Importer, axis: int, rank: int
-) -> tuple[NDArray[np.int8], NDArray[np.float64], bool]:
-    """Codes, one scale a filter, and whether the file has one for all."""
+) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    """Codes, and one scale a filter."""
     record: TfliteTensor = importer.operand(1)
     codes = importer.constant(1, ("INT8", "INT4"))
     if codes.ndim != rank:
@@ -129,9 +129,8 @@ def _weights(
         )
     if not np.all(np.isfinite(record.scales) & (record.scales > 0)):
         importer.refuse("has a scale that is not positive", record)
-    shared = len(record.scales) == 1
     scales = np.ascontiguousarray(np.broadcast_to(record.scales, (filters,)))
-    return codes, scales, shared
+    return codes, scales
 
 
 def _bias(importer: Importer, filters: int) -> NDArray[np.int32] | None:
@@ -186,7 +185,7 @@ def _window_shape(
 def _conv_2d(importer: Importer, operator: TfliteOperator) -> None:
     importer.expect((2, 3))
     source, output = _image(importer, 0), importer.result()
-    weights, scales, _ = _weights(importer, 0, 4)
+    weights, scales = _weights(importer, 0, 4)
     filters, height, width, depth = weights.shape
     channels = source.shape[2]
     if depth == 0 or channels % depth or filters % (channels // depth):
@@ -197,7 +196,7 @@ def _conv_2d(importer: Importer, operator: TfliteOperator) -> None:
 def _depthwise_conv_2d(importer: Importer, operator: TfliteOperator) -> None:
     importer.expect((2, 3))
     source, output = _image(importer, 0), importer.result()
-    weights, scales, _ = _weights(importer, 3, 4)
+    weights, scales = _weights(importer, 3, 4)
     channels = source.shape[2]
     if weights.shape[0] != 1 or weights.shape[3] % channels:
         importer.refuse(f"has filters of shape {weights.shape} for {channels} channels")
@@ -240,7 +239,7 @@ def _emit_convolution(
 def _fully_connected(importer: Importer, operator: TfliteOperator) -> None:
     importer.expect((2, 3))
     source, output = importer.activation(0), importer.result()
-    weights, scales, shared = _weights(importer, 0, 2)
+    weights, scales = _weights(importer, 0, 2)
     if importer.option("WeightsFormat", 0) != 0:
         importer.refuse("has shuffled weights; convert the model with the default weights format")
     filters, features = weights.shape
@@ -250,9 +249,6 @@ def _fully_connected(importer: Importer, operator: TfliteOperator) -> None:
         "clamp": _fused(importer, output),
         "rounding": Rounding.HALF_UP,
     }
-    if shared:  # TFLite multiplies the two scales in float32 here, and only here
-        product = np.float32(source.scale) * np.float32(scales[0])
-        fields["product_scales"] = np.full(filters, np.float64(product))
     if len(output.shape) == 3:  # keep_num_dims: each pixel is a vector of its own
         if len(source.shape) != 3 or source.shape[2] != features:
             importer.refuse(f"multiplies {source.shape} by weights for {features} values")

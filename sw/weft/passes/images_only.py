@@ -161,5 +161,4 @@ def _as_convolution(
         bias=linear.bias,
         clamp=linear.clamp,
         rounding=linear.rounding,
-        product_scales=linear.product_scales,
     )
