@@ -61,6 +61,11 @@ class WeightBits(enum.IntEnum):
     FOUR = 1
     TWO = 2
 
+    @classmethod
+    def of(cls, bits: int) -> "WeightBits":
+        """The value for 8, 4 or 2 bits."""
+        return cls((8 // bits).bit_length() - 1)
+
     @property
     def weights(self) -> int:
         """Weights in a byte, and left operands that an array element takes at once."""

@@ -191,11 +191,14 @@ class Conv2d(Operation):
         input channels make a depthwise convolution.
     clamp : (low, high), in output codes
     rounding : Rounding
+    weight_bits : int
+        8, 4 or 2: all weights are numbers of that width in two's complement.
     """
 
     weights: NDArray[np.int8]
     weight_scales: NDArray[np.float64]
     bias: NDArray[np.int32] | None = None
+    weight_bits: int = 8
     stride: Pair = (1, 1)
     padding: Padding = ((0, 0), (0, 0))
     dilation: Pair = (1, 1)

@@ -179,6 +179,11 @@ def _check_weights(operation: Conv2d | Linear, channels: int) -> None:
 def _check_conv(operation: Conv2d, source: Tensor, output: Tensor) -> None:
     _require(len(source.shape) == 3 and len(output.shape) == 3, "works on images")
     _require(operation.weights.ndim == 4, "weights must have four axes")
+    bits = operation.weight_bits
+    _require(bits in (8, 4, 2), f"weights of {bits} bits, not 8, 4 or 2")
+    half = 1 << (bits - 1)
+    fits = bool(((operation.weights >= -half) & (operation.weights < half)).all())
+    _require(fits, f"weights outside [{-half}, {half - 1}], the range of {bits} bits")
     _check_weights(operation, output.shape[2])
     _, height, width, depth = operation.weights.shape
     _require(operation.groups >= 1, f"{operation.groups} groups")

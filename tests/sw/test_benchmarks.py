@@ -23,6 +23,7 @@ WIDE = dataclasses.replace(
 TALL = dataclasses.replace(
     PRESETS["tiny"], name="tall", rows=8, columns=4, vector_lanes=4, activation_bytes=4096
 )
+FLEXIBLE = dataclasses.replace(PRESETS["tiny"], name="flexible", weight_modes=(8, 4, 2))
 CONFIGS = [PRESETS["tiny"], PRESETS["base16"], PRESETS["edge8"], WIDE, TALL]
 
 
@@ -38,6 +39,46 @@ def test_random_products_are_exact(config: AcceleratorConfig, seed: int) -> None
     assert result["product"] == "Y"
     assert result["macs"] == rows * depth * width * repeat
     assert result["cycles"] is result["utilization"] is result["stalls"] is None
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4, 2])
+@pytest.mark.parametrize("config", [FLEXIBLE, PRESETS["flex16"]], ids=lambda config: config.name)
+def test_narrow_weights_are_exact(
+    config: AcceleratorConfig, weight_bits: int, rng: np.random.Generator
+) -> None:
+    for _ in range(3):
+        shape = tuple(int(size) for size in rng.integers(1, 4 * config.rows, 3))
+        bench_gemm(config, shape, engine="functional", repeat=2, weight_bits=weight_bits)
+    # Channels that fill whole left rows of this mode, of wider ones only, or of none.
+    for channels in (3, config.rows, 3 * config.rows, 4 * config.rows, 8 * config.rows):
+        kernel, stride = int(rng.integers(1, 4)), int(rng.integers(1, 3))
+        bench_convolution(
+            config,
+            (6, 5, channels, 9),
+            kernel,
+            engine="functional",
+            stride=stride,
+            weight_bits=weight_bits,
+        )
+
+
+@pytest.mark.rtl
+def test_narrow_weights_take_fewer_cycles() -> None:
+    """Of the array: the bus of so small a machine cannot keep up."""
+    busy = {}
+    for bits in (8, 4, 2):
+        results = [
+            *bench_gemm(FLEXIBLE, (64, 64, 8), engine="rtl", weight_bits=bits, latency=1),
+            *bench_convolution(
+                FLEXIBLE, (6, 6, 16, 8), 3, engine="rtl", weight_bits=bits, latency=1
+            ),
+        ]
+        busy[bits] = [result["stalls"]["matrix"]["busy"] for result in results]
+    for number, macs in enumerate((64 * 64 * 8, 36 * 9 * 16 * 8)):
+        for bits in (8, 4, 2):
+            assert busy[bits][number] >= macs / (16 * 8 / bits)
+        assert busy[4][number] < 0.65 * busy[8][number]
+        assert busy[2][number] < 0.65 * busy[4][number]
 
 
 @pytest.mark.rtl
@@ -115,7 +156,10 @@ def test_gemm_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("bench gemm --weight-bits 4 --engine functional", "`--weight-bits` must be 8"),
+        (
+            "bench gemm --weight-bits 4 --engine functional",
+            "weights of 4 bits are not a mode of base16",
+        ),
         ("bench gemm --engine fpga", "is not an engine"),
         ("bench gemm --shape 0 4 4 --engine functional", "must be positive"),
         ("bench conv --shape 4 4 0 4 --engine functional", "must be positive"),

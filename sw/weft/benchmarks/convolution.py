@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from weft.benchmarks.gemm import measurement
 from weft.compiler import compile_graph
+from weft.compiler.weights import check_weight_bits, weight_range
 from weft.errors import InputError
 from weft.ir import Conv2d, Graph, Tensor
 from weft.session import Session
@@ -25,6 +26,7 @@ def bench_convolution(
     *,
     engine: str,
     stride: int = 1,
+    weight_bits: int = 8,
     seed: int = 1,
     **options: Any,
 ) -> list[dict[str, Any]]:
@@ -42,6 +44,8 @@ def bench_convolution(
         Side of the kernel.
     engine : {"rtl", "functional"}
     stride : int
+    weight_bits : int
+        Width of the weights; see :func:`weft.compiler.weights.check_weight_bits`.
     seed : int
         Of input and weights.
     **options
@@ -55,18 +59,23 @@ def bench_convolution(
     Raises
     ------
     InputError
-        If a size is not positive.
+        If a size is not positive or the machine does not have the weights' width.
     RuntimeError
         If an element is wrong.
     """
     if min(*shape, kernel, stride) < 1:
         raise InputError("sizes, kernel and stride must be positive")
+    check_weight_bits(config, weight_bits)
+    low, high = weight_range(weight_bits)
     height, width, channels, filters = shape
     rng = np.random.default_rng(seed)
     image = rng.integers(-128, 128, (height, width, channels)).astype(np.int8)
-    weights = rng.integers(-127, 128, (filters, kernel, kernel, channels)).astype(np.int8)
+    weights = rng.integers(
+        low + (weight_bits == 8), high + 1, (filters, kernel, kernel, channels)
+    ).astype(np.int8)
     bias = rng.integers(-5000, 5001, filters).astype(np.int32)
-    shift = max(1, int(np.log2(73 * 73 * np.sqrt(kernel * kernel * channels) / 50)))
+    deviation = 73 * 2.0 ** (weight_bits - 8)  # of uniform values of that width
+    shift = max(1, int(np.log2(73 * deviation * np.sqrt(kernel * kernel * channels) / 50)))
     expected = _reference(image, weights, bias, shift, stride)
     graph = Graph(
         name="convolution",
@@ -82,6 +91,7 @@ def bench_convolution(
                 inputs=("input",),
                 output="output",
                 weights=weights,
+                weight_bits=weight_bits,
                 weight_scales=np.full(filters, 2.0**-shift),
                 bias=bias,
                 stride=(stride, stride),
@@ -98,7 +108,7 @@ def bench_convolution(
     if wrong:
         raise RuntimeError(f"{wrong} of {result.size} elements of the convolution are wrong")
     run = RunResult(report["cycles"], report["wall_s"], report["counters"])
-    return [measurement("Y", config, program.macs, run)]
+    return [measurement("Y", config, program.macs, run, weight_bits)]
 
 
 def _reference(

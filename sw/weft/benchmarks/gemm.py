@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from weft.benchmarks.product import Addresses, Product
 from weft.benchmarks.product_schedule import product_program
+from weft.compiler.weights import check_weight_bits, pack_weights, weight_range
 from weft.errors import InputError
 from weft_hw import AcceleratorConfig
 from weft_sim.device import RunResult, open_device
@@ -26,13 +27,14 @@ def bench_gemm(
     *,
     engine: str,
     repeat: int = 1,
+    weight_bits: int = 8,
     seed: int = 1,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Run Y = X W on ``repeat`` different operands in one program and compare every element.
 
-    X, W and Y are int8 and lie in DRAM, W in array tiles; Y is the sum plus a bias, scaled by a
-    power of two and rounded half to even.
+    X, W and Y are int8 (W: of ``weight_bits``) and lie in DRAM, W in array tiles; Y is the sum plus
+    a bias, scaled by a power of two and rounded half to even.
 
     Parameters
     ----------
@@ -41,6 +43,8 @@ def bench_gemm(
         X has M by K elements, W K by N.
     engine : {"rtl", "functional"}
     repeat : int
+    weight_bits : int
+        Width of W's elements in memory and in the array; see :func:`check_weight_bits`.
     seed : int
         Of the operands.
     **options
@@ -54,13 +58,15 @@ def bench_gemm(
     Raises
     ------
     InputError
-        If a size is not positive or the operands do not fit the machine's address space.
+        If a size is not positive, the machine does not have the weights' width, or the operands do
+        not fit its address space.
     RuntimeError
         If an element is wrong.
     """
     if min(shape) < 1 or repeat < 1:
         raise InputError("sizes and the number of repetitions must be positive")
-    product = Product(config, *shape)
+    check_weight_bits(config, weight_bits)
+    product = Product(config, *shape, weight_bits)
     rng = np.random.default_rng(seed)
     cases = [_Case.random(product, rng) for _ in range(repeat)]
     places, end = _places(product, repeat)
@@ -84,20 +90,21 @@ def bench_gemm(
                 raise RuntimeError(f"product {number}: {wrong} of {got.size} elements are wrong")
     finally:
         device.close()
-    return [measurement("Y", config, product.macs * repeat, result)]
+    return [measurement("Y", config, product.macs * repeat, result, weight_bits)]
 
 
 def measurement(
-    name: str, config: AcceleratorConfig, macs: int, result: RunResult
+    name: str, config: AcceleratorConfig, macs: int, result: RunResult, weight_bits: int = 8
 ) -> dict[str, Any]:
     """Figures of a run, ready for JSON; None for what the engine cannot tell.
 
-    ``utilization`` is the share of the array's 8-bit multiply-accumulates over all cycles from the
-    start to the interrupt.
+    ``utilization`` is the share of what the array can multiply and accumulate with weights of that
+    width, over all cycles from the start to the interrupt.
     """
     utilization = None
     if result.cycles:
-        utilization = macs / (result.cycles * config.rows * config.columns)
+        most = config.rows * config.columns * 8 // weight_bits
+        utilization = macs / (result.cycles * most)
     return {
         "product": name,
         "cycles": result.cycles,
@@ -147,11 +154,13 @@ class _Case:
 
     @classmethod
     def random(cls, product: Product, rng: np.random.Generator) -> "_Case":
-        spread = 73 * 73 * np.sqrt(product.depth)  # of sums of products of uniform int8 values
+        low, high = weight_range(product.weight_bits)
+        deviation = 73 * 2.0 ** (product.weight_bits - 8)  # of uniform values of that width
+        spread = 73 * deviation * np.sqrt(product.depth)
         return cls(
             product,
             rng.integers(-128, 128, (product.rows, product.depth)).astype(np.int8),
-            rng.integers(-128, 128, (product.depth, product.width)).astype(np.int8),
+            rng.integers(low, high + 1, (product.depth, product.width)).astype(np.int8),
             rng.integers(-5000, 5001, product.width).astype(np.int32),
             max(1, int(np.log2(spread / 50))),  # few results saturate, most bits matter
         )
@@ -171,7 +180,8 @@ class _Case:
         product, config = self.product, self.product.config
         padded = np.zeros((product.left_pitch, product.result_pitch), np.int8)
         padded[: product.depth, : product.width] = self.weights
-        tiles = padded.reshape(product.depth_tiles, config.rows, product.width_tiles, -1)
+        packed = pack_weights(padded, product.weight_bits)
+        tiles = packed.reshape(product.depth_tiles, config.rows, product.width_tiles, -1)
         return tiles.transpose(2, 0, 1, 3).tobytes()
 
     def parameter_image(self) -> bytes:

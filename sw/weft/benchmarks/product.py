@@ -17,17 +17,25 @@ class Product:
     config : AcceleratorConfig
     rows, depth, width : int
         X has ``rows`` by ``depth`` elements, W ``depth`` by ``width``.
+    weight_bits : int
+        Width of W's elements, one of the configuration's ``weight_modes``.
     """
 
     config: AcceleratorConfig
     rows: int
     depth: int
     width: int
+    weight_bits: int = 8
+
+    @property
+    def tile_depth(self) -> int:
+        """Elements of the reduction in an array pass."""
+        return self.config.rows * 8 // self.weight_bits
 
     @property
     def depth_tiles(self) -> int:
         """Array passes of a reduction."""
-        return ceil_div(self.depth, self.config.rows)
+        return ceil_div(self.depth, self.tile_depth)
 
     @property
     def width_tiles(self) -> int:
@@ -37,7 +45,7 @@ class Product:
     @property
     def left_pitch(self) -> int:
         """Bytes of a row of X in memory."""
-        return self.depth_tiles * self.config.rows
+        return self.depth_tiles * self.tile_depth
 
     @property
     def result_pitch(self) -> int:

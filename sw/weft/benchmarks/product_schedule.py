@@ -28,6 +28,7 @@ from weft_hw.instructions import (
     ScaleSource,
     Store,
     Vector,
+    WeightBits,
 )
 
 __all__ = ["product_program"]
@@ -111,7 +112,7 @@ class _Schedule:
         depth = min(
             product.depth_tiles,
             max(1, config.weight_bytes // (8 * width * config.tile_bytes)),
-            max(1, self.left.capacity // (4 * rows * config.rows)),
+            max(1, self.left.capacity // (4 * rows * product.tile_depth)),
         )
         return _Blocks(rows, width, depth, wavefront=False)
 
@@ -220,7 +221,7 @@ class _Schedule:
     def _load_left(
         self, number: int, places: Addresses, row: int, rows: int, first: int, depth: int
     ) -> int:
-        key, run = (number, row, first), depth * self.config.rows
+        key, run = (number, row, first), depth * self.product.tile_depth
         if self.blocks.wavefront:
             address = self.whole_left + row * run
             if not self._is_new(("left", number), row):
@@ -232,7 +233,7 @@ class _Schedule:
             address = self.left.place(key, rows * run)
         pitch = self.product.left_pitch
         whole = run == pitch
-        dram = places.left + row * pitch + first * self.config.rows
+        dram = places.left + row * pitch + first * self.product.tile_depth
         self.stream.emit(
             Load(
                 dram_address=dram,
@@ -288,15 +289,16 @@ class _Schedule:
         *,
         overwrite: bool,
     ) -> None:
-        config = self.config
-        tile, run = config.tile_bytes, depth * config.rows
+        config, step = self.config, self.product.tile_depth
+        tile, run = config.tile_bytes, depth * step
         counts = (width, 1, 1, depth, 1, 1, rows)
         self.stream.emit(
             Matrix(
+                weight_bits=WeightBits.of(self.product.weight_bits),
                 accumulate=Accumulate.OVERWRITE_FIRST if overwrite else Accumulate.ALWAYS_ADD,
                 counts=counts,
                 left_address=left,
-                left_strides=trim((0, 0, 0, config.rows, 0, 0, run), counts),
+                left_strides=trim((0, 0, 0, step, 0, 0, run), counts),
                 top_address=weights,
                 top_strides=trim((depth * tile, 0, 0, tile, 0, 0, 0), counts),
                 tile_stride=config.columns,

@@ -7,8 +7,7 @@ from rich.table import Table
 
 from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
 from weft.cli.output import Output, Stage
-from weft.errors import InputError
-from weft_hw import AcceleratorConfig, load_config
+from weft_hw import load_config
 
 __all__ = ["application"]
 
@@ -49,7 +48,8 @@ def simulators(
 
 
 WeightBitsOption = Annotated[
-    int, typer.Option("--weight-bits", help="Width of the weights; 8.", metavar="8")
+    int,
+    typer.Option("--weight-bits", help="Width of the weights, of the machine's.", metavar="8|4|2"),
 ]
 
 
@@ -70,13 +70,15 @@ def gemm(
 ) -> None:
     """A matrix product Y = X W of int8 operands in DRAM, every element checked."""
     output = Output(as_json=as_json)
-    chosen = _bench_config(config, weight_bits)
+    chosen = load_config(config or "base16")
     from weft.benchmarks.gemm import bench_gemm
 
     with output.stages() as stage:
         stage(f"{shape[0]} x {shape[1]} x {shape[2]} on {engine}", None)
         options = _engine_options(engine, latency, stage)
-        results = bench_gemm(chosen, shape, engine=engine, repeat=repeat, **options)
+        results = bench_gemm(
+            chosen, shape, engine=engine, repeat=repeat, weight_bits=weight_bits, **options
+        )
     _show(output, results)
     output.result(
         {
@@ -107,13 +109,21 @@ def convolution(
 ) -> None:
     """A compiled int8 convolution, padded by half its kernel, every element checked."""
     output = Output(as_json=as_json)
-    chosen = _bench_config(config, weight_bits)
+    chosen = load_config(config or "base16")
     from weft.benchmarks.convolution import bench_convolution
 
     with output.stages() as stage:
         stage(f"{kernel} x {kernel} convolution on {engine}", None)
         options = _engine_options(engine, latency, stage)
-        results = bench_convolution(chosen, shape, kernel, engine=engine, stride=stride, **options)
+        results = bench_convolution(
+            chosen,
+            shape,
+            kernel,
+            engine=engine,
+            stride=stride,
+            weight_bits=weight_bits,
+            **options,
+        )
     _show(output, results)
     output.result(
         {
@@ -127,15 +137,6 @@ def convolution(
             "results": results,
         }
     )
-
-
-def _bench_config(config: str | None, weight_bits: int) -> AcceleratorConfig:
-    chosen = load_config(config or "base16")
-    if weight_bits != 8:
-        raise InputError(
-            f"`--weight-bits` must be 8, the width that is measured; not {weight_bits}"
-        )
-    return chosen
 
 
 def _engine_options(engine: str, latency: int, stage: Stage) -> dict[str, Any]:

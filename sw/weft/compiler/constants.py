@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.compiler.kernels import Chunk, Kernel
+from weft.compiler.weights import pack_weights
 from weft.errors import UnsupportedModel
 from weft.ir import Conv2d, Tensor
 from weft_hw.arithmetic import quantize_multiplier
@@ -59,19 +60,21 @@ def weight_tiles(kernel: Kernel) -> NDArray[np.int8]:
     """All weight tiles: [output tile, kernel row, kernel column, reduction tile, row, column].
 
     On packed taps a kernel row's taps, each ``pitch`` bytes, lie behind one another in the
-    reduction; else each tap's channels do. What the model does not have is zero.
+    reduction; else each tap's channels do. What the model does not have is zero. Narrow weights
+    that are neighbours in the reduction share a byte.
     """
     operation, config = kernel.operation, kernel.config
     assert isinstance(operation, Conv2d)
     filters, height, width, channels = operation.weights.shape
     taps_y, taps_x = kernel.taps
-    depth = kernel.reduction_tiles * config.rows
+    depth = kernel.reduction_tiles * kernel.step_bytes
     by_pixel = np.zeros((filters, height, width, kernel.source_pitch), np.int8)
     by_pixel[..., :channels] = operation.weights
     by_tap = by_pixel.reshape(filters, taps_y, taps_x, -1)
     padded = np.zeros((kernel.result_tiles * config.columns, taps_y, taps_x, depth), np.int8)
     padded[:filters, :, :, : by_tap.shape[3]] = by_tap
-    split = padded.reshape(
+    packed = pack_weights(padded.transpose(3, 0, 1, 2), kernel.weight_bits).transpose(1, 2, 3, 0)
+    split = packed.reshape(
         kernel.result_tiles,
         config.columns,
         taps_y,

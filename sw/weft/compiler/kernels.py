@@ -147,10 +147,31 @@ class Kernel:
         return (self.window[0], 1) if self.packs_taps else self.window
 
     @property
+    def weight_bits(self) -> int:
+        """Width of weights in the array: the narrowest that holds them and fills its left rows.
+
+        A left row of a narrow mode covers several times ``rows`` channels of one pixel.
+        """
+        if not self.is_convolution or self.packs_taps:
+            return 8
+        assert isinstance(self.operation, Conv2d)
+        return min(
+            mode
+            for mode in self.config.weight_modes
+            if mode >= self.operation.weight_bits
+            and self.source_pitch % (self.config.rows * 8 // mode) == 0
+        )
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of the input that an array pass reduces."""
+        return self.config.rows * 8 // self.weight_bits
+
+    @property
     def reduction_tiles(self) -> int:
-        """Steps of ``rows`` bytes within a tap (a kernel row, if taps are packed)."""
+        """Steps of ``step_bytes`` within a tap (a kernel row, if taps are packed)."""
         bytes_a_tap = self.source_pitch * (self.window[1] if self.packs_taps else 1)
-        return ceil_div(bytes_a_tap, self.config.rows)
+        return ceil_div(bytes_a_tap, self.step_bytes)
 
     @property
     def whole(self) -> Chunk:
@@ -182,7 +203,7 @@ class Kernel:
         left, right = self.columns_needed(x, columns, chunk)
         bytes_ = (0, self.source_pitch)
         if self.is_convolution and not self.packs_taps:
-            bytes_ = (chunk.r0 * self.config.rows, chunk.r1 * self.config.rows)
+            bytes_ = (chunk.r0 * self.step_bytes, chunk.r1 * self.step_bytes)
         return Region(*_clip(top, bottom, height), *_clip(left, right, width), bytes_[0], bytes_[1])
 
     def gap(self, x: int, columns: int, chunk: Chunk) -> int:

@@ -13,6 +13,7 @@ from weft_hw.instructions import (
     Matrix,
     OperandSource,
     Vector,
+    WeightBits,
 )
 
 __all__ = ["lower_convolution"]
@@ -73,12 +74,13 @@ class _Convolution(WeightedLayer):
         (stride_y, stride_x), (tap_y, tap_x) = kernel.stride, kernel.dilation
         taps_y, taps_x, depth = chunk.y1 - chunk.y0, chunk.x1 - chunk.x0, chunk.r1 - chunk.r0
         counts = (tile.channels, taps_y, taps_x, depth, tile.rows, tile.columns, 1)
-        rows, size = config.rows, config.tile_bytes
+        step, size = kernel.step_bytes, config.tile_bytes
         pitch, row_pitch = layout.pitch, layout.row_pitch
         packed = kernel.packs_taps
         pixels = tile.rows * tile.columns
-        bytes_first = 0 if packed else chunk.r0 * rows
+        bytes_first = 0 if packed else chunk.r0 * step
         instruction = Matrix(
+            weight_bits=WeightBits.of(kernel.weight_bits),
             accumulate=Accumulate.OVERWRITE_FIRST if first else Accumulate.ALWAYS_ADD,
             bounds=Bounds.LEFT,
             left_zero_point=self.source.zero_point,
@@ -89,7 +91,7 @@ class _Convolution(WeightedLayer):
                     0,
                     tap_y * row_pitch,
                     tap_x * pitch,
-                    rows,
+                    step,
                     stride_y * row_pitch,
                     stride_x * pitch,
                     0,
@@ -128,7 +130,7 @@ class _Convolution(WeightedLayer):
         if region.y0 < region.y1 and (packed or region.x0 < region.x1):
             start, end = layout.span(region)
             beside = layout.gap * pitch
-            beyond = depth * rows - kernel.window[1] * pitch if packed else 0
+            beyond = depth * step - kernel.window[1] * pitch if packed else 0
             accesses.append(reads(Space.ACTIVATION, (start - beside, end + beside + beyond)))
         self.task.stream.emit(instruction, "multiply", *accesses)
 

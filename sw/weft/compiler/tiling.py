@@ -188,7 +188,7 @@ def _areas(
             blocks = range(0, kernel.result[1], cols)
             gap = max(kernel.gap(x, min(cols, kernel.result[1] - x), chunk) for x in blocks)
         elif kernel.is_convolution:
-            pitch = (chunk.r1 - chunk.r0) * config.rows
+            pitch = (chunk.r1 - chunk.r0) * kernel.step_bytes
         else:
             pitch = min(pitch, width)
         inputs = (gap + needed_rows * (needed + gap)) * pitch + line
