@@ -1,4 +1,4 @@
-"""`weft bench gemm` and `weft bench conv`: right results, figures, and that an error is noticed."""
+"""`weft bench gemm`, `conv`, `depthwise`: right results, figures, and that an error is noticed."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from weft.benchmarks.convolution import bench_convolution
+from weft.benchmarks.depthwise import bench_depthwise
 from weft.benchmarks.gemm import bench_gemm
 from weft.benchmarks.product import Addresses, Product
 from weft.benchmarks.product_schedule import product_program
@@ -175,3 +176,56 @@ def test_operands_beyond_the_address_space_are_refused() -> None:
     small = dataclasses.replace(PRESETS["tiny"], name="small", address_width=16)
     with pytest.raises(InputError, match="address"):
         bench_gemm(small, (300, 300, 300), engine="functional")
+
+
+# Depthwise ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_depthwise_layers_are_exact(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    config = (PRESETS["base16"], PRESETS["edge8"])[seed % 2]
+    shape = tuple(int(size) for size in rng.integers(1, 14, 3)) if seed else (1, 1, 1)
+    stride, filters = int(rng.integers(1, 3)), int(rng.integers(1, 40))
+    results = bench_depthwise(
+        config, shape, engine="functional", stride=stride, filters=filters, seed=seed
+    )
+    assert [entry["product"] for entry in results] == ["depthwise", "pointwise", "both"]
+    pixels = ((shape[0] - 1) // stride + 1) * ((shape[1] - 1) // stride + 1)
+    macs = [entry["macs"] for entry in results]
+    assert macs[:2] == [pixels * shape[2] * 9, pixels * shape[2] * filters]
+    assert macs[2] == macs[0] + macs[1]
+
+
+@pytest.mark.rtl
+def test_rtl_depthwise_layers_overlap() -> None:
+    config = dataclasses.replace(
+        PRESETS["tiny"], name="taps_3", depthwise_taps=3, activation_bytes=4096
+    )
+    results = bench_depthwise(config, (9, 12, 4), engine="rtl", filters=8, latency=7)
+    assert results[2]["cycles"] < results[0]["cycles"] + results[1]["cycles"]
+    assert results[2]["over_longer"] == results[2]["cycles"] / max(
+        entry["cycles"] for entry in results[:2]
+    )
+    # One product a lane and cycle could not be as fast.
+    assert results[0]["macs"] > config.vector_lanes * results[0]["cycles"]
+
+
+def test_depthwise_layers_that_do_not_fit() -> None:
+    with pytest.raises(InputError, match=r"bytes of images are more than the 2048 of tiny"):
+        bench_depthwise(PRESETS["tiny"], (24, 24, 64), engine="functional")
+    with pytest.raises(InputError, match="stride 1 or 2"):
+        bench_depthwise(PRESETS["tiny"], (4, 4, 4), engine="functional", stride=3)
+
+
+def test_a_wrong_element_of_a_depthwise_layer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = FunctionalDevice.read_memory
+
+    def spoiled(device: FunctionalDevice, address: int, length: int) -> np.ndarray:
+        data = read(device, address, length).copy()
+        data[length // 2] ^= 1
+        return data
+
+    monkeypatch.setattr(FunctionalDevice, "read_memory", spoiled)
+    with pytest.raises(RuntimeError, match="depthwise: 1 of 64 elements are wrong"):
+        bench_depthwise(PRESETS["tiny"], (4, 4, 4), engine="functional")

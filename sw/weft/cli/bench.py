@@ -139,6 +139,47 @@ def convolution(
     )
 
 
+@application.command("depthwise")
+def depthwise(
+    shape: Annotated[
+        tuple[int, int, int], typer.Option("--shape", help="Input H, W, C.", metavar="H W C")
+    ] = (24, 24, 64),
+    stride: Annotated[int, typer.Option("--stride", min=1, max=2, help="Of both axes.")] = 1,
+    pointwise: Annotated[
+        int, typer.Option("--pointwise", min=0, help="Outputs of a 1x1 convolution behind it.")
+    ] = 0,
+    config: ConfigOption = "base16",
+    engine: EngineOption = "rtl",
+    latency: LatencyOption = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """A depthwise 3x3 convolution of an int8 image in DRAM, padded by 1, every element checked."""
+    output = Output(as_json=as_json)
+    chosen = load_config(config or "base16")
+    from weft.benchmarks.depthwise import bench_depthwise
+
+    with output.stages() as stage:
+        stage(f"depthwise {shape[0]} x {shape[1]} x {shape[2]} on {engine}", None)
+        options = _engine_options(engine, latency, stage)
+        results = bench_depthwise(
+            chosen, shape, engine=engine, stride=stride, filters=pointwise, **options
+        )
+    _show(output, results)
+    if "over_longer" in results[-1]:
+        output.console.print(f"both / the longer alone: {results[-1]['over_longer']:.3f}")
+    output.result(
+        {
+            "config": chosen.name,
+            "engine": engine,
+            "shape": list(shape),
+            "stride": stride,
+            "pointwise": pointwise,
+            "latency": options.get("latency"),
+            "results": results,
+        }
+    )
+
+
 def _engine_options(engine: str, latency: int, stage: Stage) -> dict[str, Any]:
     return {"latency": latency, "progress": stage} if engine == "rtl" else {}
 
