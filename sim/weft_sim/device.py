@@ -1,6 +1,7 @@
 """What every engine looks like to the driver: memory, a program run, counters, faults."""
 
 import difflib
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,9 +13,33 @@ from weft_hw import AcceleratorConfig, WeftError
 from weft_hw.instructions import DRAM_BITS, Queue
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause
 
-__all__ = ["ENGINES", "Device", "DeviceFault", "QueueEvents", "RunResult", "open_device"]
+__all__ = [
+    "BUS_EVENT",
+    "ENGINES",
+    "BusEventKind",
+    "Device",
+    "DeviceFault",
+    "QueueEvents",
+    "RunResult",
+    "open_device",
+]
 
 ENGINES = ("functional", "rtl")
+
+
+class BusEventKind(enum.IntEnum):
+    """A handshake on the memory bus: a burst's address, a beat of data, or a write's response."""
+
+    READ_BURST = 0
+    READ_BEAT = 1
+    WRITE_BURST = 2
+    WRITE_BEAT = 3
+    WRITE_RESPONSE = 4
+
+
+BUS_EVENT = np.dtype([("cycle", "<u8"), ("address", "<u8"), ("kind", "<u4"), ("beats", "<u4")])
+"""One handshake: cycle from the start register's write, byte address (of bursts and read beats),
+:class:`BusEventKind`, and beats of the burst."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +66,15 @@ class RunResult:
     events : tuple of QueueEvents or None
         One a :class:`weft_hw.instructions.Queue`, in its order.
     wall_seconds : float
+    bus : array of BUS_EVENT or None
+        What happened on the memory bus, in order; None unless the engine was asked to record it.
     """
 
     cycles: int | None
     wall_seconds: float
     counters: Mapping[str, int] = field(default_factory=dict)
     events: tuple[QueueEvents, ...] | None = None
+    bus: NDArray[np.void] | None = None
 
 
 class DeviceFault(WeftError):

@@ -14,7 +14,7 @@ from weft.host_operations import run_host_steps
 from weft.program import Program
 from weft.report import Accounting
 from weft_hw.config import AcceleratorConfig, load_config
-from weft_sim.device import Device, DeviceFault, open_device
+from weft_sim.device import Device, DeviceFault, RunResult, open_device
 
 __all__ = ["ProgramFault", "Session"]
 
@@ -135,6 +135,11 @@ class Session:
     def report(self) -> dict[str, Any]:
         """Figures of the last :meth:`run`, ready for JSON; see :class:`weft.report.Accounting`."""
         return self._accounting.report()
+
+    @property
+    def last_result(self) -> RunResult | None:
+        """What the device gave for the last input of the last :meth:`run`; None before."""
+        return self._accounting.last
 
     def close(self) -> None:
         """Close the device, if the session opened it."""

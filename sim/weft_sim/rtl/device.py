@@ -47,6 +47,8 @@ class RtlDevice:
         Where to write a waveform, ``.vcd`` or ``.fst``. That needs a build of its own.
     trace_window : (int, int), optional
         First and last cycle to write, counted from the start of each program.
+    record_bus : bool
+        Give the handshakes of the memory bus with each result (:attr:`RunResult.bus`).
     assertions : bool
         Build with the hardware's assertions (slower).
     error_ranges : sequence of ErrorRange
@@ -75,6 +77,7 @@ class RtlDevice:
         seed: int = 0,
         trace: str | Path | None = None,
         trace_window: tuple[int, int] | None = None,
+        record_bus: bool = False,
         assertions: bool = False,
         error_ranges: Sequence[ErrorRange] = (),
         progress: Progress | None = None,
@@ -96,11 +99,13 @@ class RtlDevice:
         self.memory_bytes = memory_bytes
         self._memory = np.zeros(memory_bytes, dtype=np.uint8)
         self._faulted = False
+        self._record_bus = record_bus
         self._simulation = self._load(variant, bus, progress)
         try:
             if trace is not None:
                 self._simulation.open_waveform(Path(trace), trace_window)
             self._simulation.set_error_ranges(error_ranges)
+            self._simulation.record_bus(record_bus)
             self._simulation.reset()
             self._check_identity()
         except BaseException:
@@ -218,6 +223,7 @@ class RtlDevice:
                 )
                 for queue in Queue
             ),
+            bus=self._simulation.bus_events if self._record_bus else None,
         )
 
     def reset(self) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weft_sim.device import BUS_EVENT
+
 __all__ = ["BusModel", "BusStatistics", "ErrorRange", "Simulation", "SimulationError"]
 
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 FOREVER = (1 << 64) - 1
 _CHUNK = 200_000  # cycles a call: about a second, after which Ctrl-C is heard
 
@@ -136,6 +138,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "weft_failure": (ctypes.c_char_p, [_POINTER]),
     "weft_open_waveform": (ctypes.c_bool, [_POINTER, ctypes.c_char_p, _U64, _U64]),
     "weft_set_error_ranges": (None, [_POINTER, ctypes.POINTER(_BusErrorRange), _U32]),
+    "weft_record_bus": (None, [_POINTER, ctypes.c_bool]),
+    "weft_bus_events": (_POINTER, [_POINTER, ctypes.POINTER(_U64)]),
     "weft_reset": (ctypes.c_bool, [_POINTER]),
     "weft_write_register": (ctypes.c_bool, [_POINTER, _U32, _U32]),
     "weft_read_register": (ctypes.c_bool, [_POINTER, _U32, ctypes.POINTER(_U32)]),
@@ -228,6 +232,20 @@ class Simulation:
             ]
         )
         self._library.weft_set_error_ranges(self._handle, values, len(ranges))
+
+    def record_bus(self, enabled: bool) -> None:
+        """Note every handshake on the memory bus, or no longer."""
+        self._library.weft_record_bus(self._handle, enabled)
+
+    @property
+    def bus_events(self) -> NDArray[np.void]:
+        """What was noted since the last start: :data:`weft_sim.device.BUS_EVENT` records."""
+        count = _U64()
+        values = self._library.weft_bus_events(self._handle, count)
+        if count.value == 0:
+            return np.zeros(0, dtype=BUS_EVENT)
+        data = ctypes.string_at(values, count.value * BUS_EVENT.itemsize)
+        return np.frombuffer(data, dtype=BUS_EVENT)
 
     def reset(self) -> None:
         """Reset the machine by its pin, and the memory with it."""

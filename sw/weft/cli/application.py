@@ -13,6 +13,7 @@ from weft.cli import (
     configuration,
     demonstration,
     doctor,
+    observation,
     run_model,
     synthesis,
 )
@@ -36,6 +37,7 @@ application = typer.Typer(
 application.command("demo")(demonstration.demo)
 application.command("compile")(compile_model.compile_command)
 application.command("run")(run_model.run)
+application.command("disasm")(observation.disasm)
 application.command("verilog")(configuration.verilog)
 application.command("config")(configuration.config)
 application.command("doctor")(doctor.doctor)

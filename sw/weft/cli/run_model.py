@@ -1,7 +1,6 @@
 """`weft run`: a model on an engine, inputs and outputs as .npy files."""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from weft.cli.observation import Observed, ReportOption, TraceOption
 from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption, ModelArgument
 from weft.cli.output import Output
 from weft.compare import TensorComparison, compare_tflite
@@ -39,9 +39,7 @@ def run(
     ] = None,
     engine: EngineOption = "rtl",
     config: ConfigOption = None,
-    report_path: Annotated[
-        Path | None, typer.Option("--report", help="Where to write the report as JSON.")
-    ] = None,
+    reports: ReportOption = None,
     dequantize: Annotated[
         bool, typer.Option("--dequantize", help="Write float32 values instead of codes.")
     ] = False,
@@ -51,9 +49,7 @@ def run(
             "--compare", help="Compare every tensor with TFLite's interpreter (.tflite models)."
         ),
     ] = False,
-    trace: Annotated[
-        Path | None, typer.Option("--trace", help="Waveform of rtl, .fst or .vcd.")
-    ] = None,
+    traces: TraceOption = None,
     latency: LatencyOption = 20,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,9 +59,10 @@ def run(
     from weft.models import load_model
     from weft.session import Session
 
-    if trace is not None and engine != "rtl":
-        raise InputError(f"--trace writes waveforms of the rtl engine; {engine} has none")
-    options: dict[str, Any] = {"latency": latency, "trace": trace} if engine == "rtl" else {}
+    observed = Observed(engine, reports or [], traces or [])
+    options = observed.session_options
+    if engine == "rtl":
+        options["latency"] = latency
     with output.stages() as stage:
         stage(f"loading {model.name}", None)
         program = load_model(model, chosen)
@@ -79,15 +76,15 @@ def run(
         report = {**session.report, "model": str(model)}
         if compare:
             stage("comparing with the reference", None)
-            options.pop("trace", None)
+            for name in ("trace", "record_bus"):
+                options.pop(name, None)
             rows = compare_tflite(model, values, program.config, engine, **options)
             report["comparison"] = [dataclasses.asdict(row) for row in rows]
     if output_path is not None:
         _write_arrays(output_path, result)
         output.say(f"wrote {output_path}")
-    if report_path is not None:
-        _write_text(report_path, json.dumps(report, indent=2) + "\n")
-        output.say(f"wrote {report_path}")
+    session.close()  # completes a waveform
+    observed.write(session, report, output)
     _show(output, report)
     if compare:
         _show_comparison(output, rows)
@@ -144,12 +141,6 @@ def _write_arrays(path: Path, result: Any) -> None:
     os.replace(temporary, path)
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def _show_comparison(output: Output, rows: list[TensorComparison]) -> None:
     table = Table("tensor", "computed by", "elements", "different", "largest difference")
     for row in rows:
@@ -166,7 +157,7 @@ def _show_comparison(output: Output, rows: list[TensorComparison]) -> None:
 
 
 def _show(output: Output, report: dict[str, Any]) -> None:
-    table = Table("layer", "op", "cycles", "multiply-accumulates", "utilization")
+    table = Table("layer", "op", "cycles", "multiply-accumulates", "utilization", "bound by")
     for layer in report["layers"]:
         table.add_row(
             layer["name"],
@@ -174,6 +165,7 @@ def _show(output: Output, report: dict[str, Any]) -> None:
             "-" if layer["cycles"] is None else f"{layer['cycles']:,}",
             f"{layer['macs']:,}",
             "-" if layer["utilization"] is None else f"{layer['utilization']:.1%}",
+            layer["bound"] or "-",
         )
     output.console.print(table)
     if report["cycles"] is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader
+
+from weft.observation.page import page_environment
 
 __all__ = ["write_page"]
 
@@ -32,12 +33,14 @@ def write_page(
         }
         for index in wrong_first
     ]
-    environment = Environment(loader=PackageLoader("weft.demo"), autoescape=True)
-    text = environment.get_template("page.html.jinja").render(
-        config_name=config_name,
-        figures=figures,
-        pictures=pictures,
-        most_cycles=max(layer["cycles"] for layer in figures["layers"]),
+    text = (
+        page_environment("weft.demo")
+        .get_template("page.html.jinja")
+        .render(
+            config_name=config_name,
+            figures=figures,
+            pictures=pictures,
+        )
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")

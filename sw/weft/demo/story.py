@@ -11,6 +11,7 @@ from rich.table import Table
 from weft.cli.output import Output
 from weft.demo.page import write_page
 from weft.demo.preparation import Prepared, prepare
+from weft.observation.timeline import BOUNDS
 from weft.session import Session
 from weft_hw import AcceleratorConfig
 from weft_sim.cache import renewed
@@ -89,6 +90,11 @@ def _figures(
     for position, layer in enumerate(reports[0]["layers"]):
         layer_cycles = sum(report["layers"][position]["cycles"] for report in reports)
         layer_macs = sum(report["layers"][position]["macs"] for report in reports)
+        parts = [report["layers"][position] for report in reports]
+        cycles_by = {
+            bound: sum(part["cycles_by"][bound] for part in parts) / count
+            for bound in layer["cycles_by"]
+        }
         layers.append(
             {
                 "name": layer["name"],
@@ -96,6 +102,11 @@ def _figures(
                 "cycles": layer_cycles / count,
                 "macs": layer_macs // count,
                 "utilization": elements * layer_macs / layer_cycles if layer_cycles else 0.0,
+                "source": "",
+                "cycles_by": cycles_by,
+                "bound": max(BOUNDS, key=cycles_by.__getitem__) if layer_cycles else None,
+                "loaded_bytes": sum(part["loaded_bytes"] for part in parts) // count,
+                "stored_bytes": sum(part["stored_bytes"] for part in parts) // count,
             }
         )
     return {

@@ -64,6 +64,25 @@ class Stalls {
     uint64_t state_;
 };
 
+// Notes handshakes while it is switched on; cycles count from `origin`.
+class BusRecorder {
+  public:
+    explicit BusRecorder(const uint64_t& origin) : origin_{origin} {}
+
+    void enable(bool enabled) { enabled_ = enabled; }
+    void clear() { events_.clear(); }
+    const std::vector<BusEvent>& events() const { return events_; }
+
+    void note(uint64_t cycle, uint32_t kind, uint64_t address, uint32_t beats) {
+        if (enabled_) events_.push_back({cycle - origin_, address, kind, beats});
+    }
+
+  private:
+    const uint64_t& origin_;
+    bool enabled_ = false;
+    std::vector<BusEvent> events_;
+};
+
 struct Burst {
     uint64_t address;     // of the next beat
     uint32_t beats_left;
@@ -75,9 +94,9 @@ struct Burst {
 class ReadChannels {
   public:
     ReadChannels(const BusOptions& options, AddressSpace& space, Violations& violations,
-                 BusStatistics& statistics)
+                 BusStatistics& statistics, BusRecorder& recorder)
         : options_{options}, space_{space}, violations_{violations}, statistics_{statistics},
-          stalls_{options.stall_threshold, options.seed * 2} {}
+          recorder_{recorder}, stalls_{options.stall_threshold, options.seed * 2} {}
 
     void reset(Top& top) {
         bursts_.clear();
@@ -133,6 +152,7 @@ class ReadChannels {
         presenting_ = false;
         next_beat_ = cycle + options_.beat_interval;
         Burst& head = bursts_.front();
+        recorder_.note(cycle, BUS_READ_BEAT, head.address, 1);
         head.address += beat_bytes_;
         if (--head.beats_left == 0) bursts_.pop_front();
     }
@@ -144,6 +164,7 @@ class ReadChannels {
         bursts_.push_back({request.address, request.beats, cycle + options_.read_latency,
                            space_.touches(request.address, length, DIRECTION_READ, EFFECT_HANG)});
         ++statistics_.read_bursts;
+        recorder_.note(cycle, BUS_READ_BURST, request.address, request.beats);
         statistics_.largest_reads_outstanding =
             std::max<uint64_t>(statistics_.largest_reads_outstanding, bursts_.size());
     }
@@ -152,6 +173,7 @@ class ReadChannels {
     AddressSpace& space_;
     Violations& violations_;
     BusStatistics& statistics_;
+    BusRecorder& recorder_;
     Stalls stalls_;
     ChannelChecker checker_{"AR"};
     std::deque<Burst> bursts_;
@@ -163,9 +185,9 @@ class ReadChannels {
 class WriteChannels {
   public:
     WriteChannels(const BusOptions& options, AddressSpace& space, Violations& violations,
-                  BusStatistics& statistics)
+                  BusStatistics& statistics, BusRecorder& recorder)
         : options_{options}, space_{space}, violations_{violations}, statistics_{statistics},
-          stalls_{options.stall_threshold, options.seed * 2 + 1} {}
+          recorder_{recorder}, stalls_{options.stall_threshold, options.seed * 2 + 1} {}
 
     void reset(Top& top) {
         bursts_.clear();
@@ -201,6 +223,7 @@ class WriteChannels {
             moved = true;
             presenting_ = false;
             answers_.pop_front();
+            recorder_.note(cycle, BUS_WRITE_RESPONSE, 0, 0);
         }
         if (M_AXI(awvalid) && M_AXI(awready)) {
             moved = true;
@@ -254,6 +277,7 @@ class WriteChannels {
         bursts_.push_back({request.address, request.beats, 0,
                            space_.touches(request.address, length, DIRECTION_WRITE, EFFECT_HANG)});
         ++statistics_.write_bursts;
+        recorder_.note(cycle, BUS_WRITE_BURST, request.address, request.beats);
         statistics_.largest_writes_outstanding =
             std::max<uint64_t>(statistics_.largest_writes_outstanding, outstanding());
     }
@@ -265,6 +289,7 @@ class WriteChannels {
         beat.last = M_AXI(wlast);
         next_beat_ = cycle + options_.beat_interval;
         ++statistics_.write_beats;
+        recorder_.note(cycle, BUS_WRITE_BEAT, 0, 1);
         early_.push_back(beat);
     }
 
@@ -294,6 +319,7 @@ class WriteChannels {
     AddressSpace& space_;
     Violations& violations_;
     BusStatistics& statistics_;
+    BusRecorder& recorder_;
     Stalls stalls_;
     ChannelChecker address_checker_{"AW"};
     ChannelChecker data_checker_{"W"};

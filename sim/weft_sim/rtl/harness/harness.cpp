@@ -47,8 +47,8 @@ class Simulation {
   public:
     Simulation(uint8_t* memory, uint64_t memory_bytes, const BusOptions& options)
         : top_{std::make_unique<Top>(&context_, "")}, options_{options},
-          reads_{options_, space_, violations_, statistics_},
-          writes_{options_, space_, violations_, statistics_} {
+          reads_{options_, space_, violations_, statistics_, recorder_},
+          writes_{options_, space_, violations_, statistics_, recorder_} {
         space_.bytes = memory;
         space_.size = memory_bytes;
     }
@@ -65,6 +65,8 @@ class Simulation {
     void set_error_ranges(const BusErrorRange* ranges, uint32_t count) {
         space_.ranges.assign(ranges, ranges + count);
     }
+
+    void record_bus(bool enabled) { recorder_.enable(enabled); }
 
     void reset() {
         Top& top = *top_;
@@ -127,6 +129,7 @@ class Simulation {
         for (auto& events : starts_) events.clear();
         for (auto& events : retires_) events.clear();
         statistics_ = {};
+        recorder_.clear();
         interrupt_at_ = 0;
         last_activity_ = cycle_;
         write_register(address, value, started_at_);
@@ -156,6 +159,8 @@ class Simulation {
     const std::vector<uint64_t>& events(int queue, bool retire) const {
         return retire ? retires_[queue] : starts_[queue];
     }
+
+    const std::vector<BusEvent>& bus_events() const { return recorder_.events(); }
 
     std::string failure_;
 
@@ -220,6 +225,7 @@ class Simulation {
     AddressSpace space_;
     Violations violations_;
     BusStatistics statistics_{};
+    BusRecorder recorder_{started_at_};
     ReadChannels reads_;
     WriteChannels writes_;
     Waveform waveform_;
@@ -280,6 +286,10 @@ WEFT_EXPORT void weft_set_error_ranges(Simulation* simulation, const BusErrorRan
     simulation->set_error_ranges(ranges, count);
 }
 
+WEFT_EXPORT void weft_record_bus(Simulation* simulation, bool enabled) {
+    simulation->record_bus(enabled);
+}
+
 WEFT_EXPORT bool weft_reset(Simulation* simulation) {
     return guarded(simulation, [&] { simulation->reset(); });
 }
@@ -323,6 +333,12 @@ WEFT_EXPORT void weft_statistics(const Simulation* simulation, BusStatistics* st
 WEFT_EXPORT const uint64_t* weft_events(const Simulation* simulation, uint32_t queue,
                                         uint32_t retire, uint64_t* count) {
     const auto& events = simulation->events(static_cast<int>(queue), retire != 0);
+    *count = events.size();
+    return events.data();
+}
+
+WEFT_EXPORT const BusEvent* weft_bus_events(const Simulation* simulation, uint64_t* count) {
+    const auto& events = simulation->bus_events();
     *count = events.size();
     return events.data();
 }

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-constexpr uint32_t INTERFACE_VERSION = 1;
+constexpr uint32_t INTERFACE_VERSION = 2;
 
 // How the memory behind the machine's AXI4 bus behaves.
 struct BusOptions {
@@ -37,6 +37,20 @@ struct BusStatistics {
     uint64_t largest_reads_outstanding;
     uint64_t largest_writes_outstanding;
 };
+
+// One handshake on the AXI4 bus, as the recorder notes it.
+struct BusEvent {
+    uint64_t cycle;    // from the start of the program
+    uint64_t address;  // of the burst or read beat, otherwise 0
+    uint32_t kind;
+    uint32_t beats;    // of the burst; 1 of a beat, 0 of a response
+};
+
+constexpr uint32_t BUS_READ_BURST = 0;
+constexpr uint32_t BUS_READ_BEAT = 1;
+constexpr uint32_t BUS_WRITE_BURST = 2;
+constexpr uint32_t BUS_WRITE_BEAT = 3;
+constexpr uint32_t BUS_WRITE_RESPONSE = 4;
 
 // Answers of weft_run.
 constexpr int RUN_INTERRUPT = 0;

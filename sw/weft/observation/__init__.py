@@ -1,0 +1,1 @@
+"""Looking at runs: timelines, traces, disassembly and the report page."""
