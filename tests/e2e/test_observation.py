@@ -11,7 +11,7 @@ from weft.cli import main
 from weft.compiler import compile_graph
 from weft.program import Program
 from weft_hw import PRESETS
-from weft_hw.instructions import Queue
+from weft_hw.instructions import WORD_BYTES, Queue
 from weft_sim.device import BusEventKind
 from weft_sim.rtl import RtlDevice
 
@@ -189,3 +189,17 @@ def test_the_bus_is_recorded_only_on_request(program: Program) -> None:
             assert bus["cycle"].max() < device.cycles_outside
             reads = bus[bus["kind"] == BusEventKind.READ_BURST]
             assert reads["beats"].sum() == statistics.read_beats
+
+
+def test_waits_are_those_that_the_machine_counted(seen, program: Program) -> None:
+    """But for the cycles in which dispatch and the queue collect an instruction's words."""
+    counters = seen["report"]["counters"]
+    for queue in Queue:
+        waits = [event for event in slices(seen, "wait") if event["tid"] == queue + 1]
+        collecting = sum(
+            each.size // WORD_BYTES + 4 for _, each in program.decoded if each.queue is queue
+        )
+        waited = sum(event["dur"] for event in waits)
+        counted = counters[f"{queue.name}_WAIT"]
+        assert counted <= waited <= counted + collecting
+        assert (counted > 0) == (waited > 0)

@@ -63,7 +63,8 @@ def test_weft_commands_run_in_the_readmes_order(folder: Path) -> None:
         )
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert np.array_equal(np.load(folder / "y.npy"), np.load(folder / "expected.npy"))
-    assert (folder / "report.json").is_file()
+    for name in ("report.json", "report.html", "trace.json"):
+        assert (folder / name).is_file()
     assert (folder / "build/base16/weft_top.v").is_file()
 
 

@@ -272,7 +272,7 @@ def test_disasm_prints_writes_and_refuses(
     assert json.loads(capsys.readouterr().out)["text"] == printed
     for arguments, text in (
         (["nothing.weft"], "nothing.weft: there is no such model file"),
-        (["x.npy"], "x.npy: neither a Program nor"),
+        (["x.npy"], "x.npy: neither a Program"),
         (["small.weft", "-o", "missing/small.s"], "there is no folder"),
         (["small.weft", "--config", "base16"], "not for base16"),
     ):

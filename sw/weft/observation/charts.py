@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from weft.observation.bus import BusActivity
+from weft.observation.places import short_name
 from weft.observation.timeline import Timeline
 from weft.program import Program, ProgramRegion
 from weft_hw.instructions import Queue
@@ -228,12 +229,13 @@ def _block(
     x, width = MEMORY_WIDTH * start / scale, MEMORY_WIDTH * (end - start) / scale
     height = max(1.0, MEMORY_HEIGHT * region.size / capacity)
     y = MEMORY_HEIGHT * (1 - (region.address + region.size) / capacity)
-    fits = width > _CHARACTER * len(region.name) + 6 and height > 12
+    label = short_name(region.name)
+    fits = width > _CHARACTER * len(label) + 6 and height > 12
     return {
         "x": round(x, 1),
         "y": round(y, 1),
         "width": round(width, 1),
         "height": round(height, 1),
-        "label": region.name if fits else "",
+        "label": label if fits else "",
         "text": f"{region.name}: {region.size:,} bytes at {region.address:#x}, {when}",
     }

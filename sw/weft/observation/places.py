@@ -17,7 +17,7 @@ from weft_hw.instructions import (
     Vector,
 )
 
-__all__ = ["Places"]
+__all__ = ["Places", "short_name"]
 
 _UNITS = {Memory.ACCUMULATOR: "row ", Memory.PARAMETER: "byte "}
 
@@ -33,8 +33,13 @@ class _Named:
     last: int
 
 
+def short_name(name: str) -> str:
+    """A tensor's name up to its first semicolon: TFLite joins the names of all it has fused."""
+    return name.partition(";")[0]
+
+
 class Places:
-    """The program's addresses by name.
+    """The program's addresses by name, as :func:`short_name` has them.
 
     A name is followed by ``+`` and the distance from its beginning, in hexadecimal. What no tensor
     of the plan covers is written as the memory and the address: work areas of tiles, the weight,
@@ -49,13 +54,13 @@ class Places:
         last = len(program.layers)
         constants_end = program.constants_address + len(program.constants)
         self._dram: list[_Named] = [
-            _Named(port.name, port.address, port.address + port.size, 0, last)
+            _Named(short_name(port.name), port.address, port.address + port.size, 0, last)
             for port in (*program.inputs, *program.outputs)
         ]
         self._chip: list[_Named] = []
         for region in program.regions:
             named = _Named(
-                region.name,
+                short_name(region.name),
                 region.address,
                 region.address + region.size,
                 region.first_layer,

@@ -13,7 +13,7 @@ from weft.observation.bus import BusActivity
 from weft.observation.places import Places
 from weft.observation.timeline import Slice, Timeline
 from weft.program import Program
-from weft_hw.instructions import SEMAPHORE_BITS, Instruction, Queue
+from weft_hw.instructions import SEMAPHORE_BITS, Queue
 from weft_sim.device import RunResult
 
 __all__ = ["perfetto_trace"]
@@ -53,15 +53,16 @@ def perfetto_trace(program: Program, result: RunResult) -> str:
     timeline = Timeline(program, result)
     bus = None if result.bus is None else BusActivity(program, result.bus)
     flows = _semaphore_flows(timeline)
+    fetched = {} if bus is None else _fetched(timeline, bus)
     events = [
         *_layers(timeline),
         *_engines(timeline),
         *_arrows(flows),
-        *_waits(timeline, flows),
+        *_waits(timeline, flows, fetched),
         *_semaphores(timeline),
     ]
     if bus is not None:
-        events += [*_queue_levels(timeline, bus), *_bus(bus)]
+        events += [*_queue_levels(timeline, fetched), *_bus(bus)]
     used = {event["pid"] for event in events}
     names = [
         _metadata(pid, 0, "process_name", name=name)
@@ -157,8 +158,23 @@ def _arrows(flows: Iterable[tuple[int, Slice, Slice]]) -> Iterator[Event]:
         yield common | {"ph": "f", "bp": "e", "tid": taker.queue + 1, "ts": taker.begin}
 
 
-def _waits(timeline: Timeline, flows: Iterable[tuple[int, Slice, Slice]]) -> Iterator[Event]:
-    """From the start of a queue's instruction until the semaphores of its next one are there."""
+def _fetched(timeline: Timeline, bus: BusActivity) -> dict[int, int]:
+    """For each instruction, by its offset, the cycle in which its last byte has arrived."""
+    beats = [
+        np.searchsorted(bus.fetched_to, each.offset + each.instruction.size)
+        for each in timeline.slices
+    ]
+    cycles = bus.fetch_beats[beats].tolist()
+    return {each.offset: cycle for each, cycle in zip(timeline.slices, cycles, strict=True)}
+
+
+def _waits(
+    timeline: Timeline, flows: Iterable[tuple[int, Slice, Slice]], fetched: dict[int, int]
+) -> Iterator[Event]:
+    """While the semaphores of a queue's next instruction are not there.
+
+    The next instruction is the one after the last that started, once it has been fetched.
+    """
     arrivals: dict[int, list[tuple[int, int, Slice]]] = {}
     for index, signaller, taker in flows:
         arrivals.setdefault(taker.offset, []).append((signaller.retire, index, signaller))
@@ -168,14 +184,15 @@ def _waits(timeline: Timeline, flows: Iterable[tuple[int, Slice, Slice]]) -> Ite
         for each in timeline.of_queue(queue):
             awaited = arrivals.get(each.offset, [])
             last = max(awaited, default=None, key=lambda entry: entry[0])
-            if last is not None and last[0] > before:
+            since = max(before, fetched.get(each.offset, 0))
+            if last is not None and last[0] > since:
                 cycle, index, signaller = last
                 layer = timeline.program.layers[signaller.layer]
                 yield _slice(
                     _QUEUES,
                     queue + 1,
                     f"semaphore {index}",
-                    before,
+                    since,
                     cycle,
                     "wait",
                     waiting=timeline.program.layers[each.layer].name + ": " + each.purpose,
@@ -209,20 +226,15 @@ def _levels(pid: int, name: str, changes: list[tuple[int, int]]) -> Iterator[Eve
             yield _counter(pid, name, cycle, value)
 
 
-def _queue_levels(timeline: Timeline, bus: BusActivity) -> Iterator[Event]:
+def _queue_levels(timeline: Timeline, fetched: dict[int, int]) -> Iterator[Event]:
     """Instructions whose last byte has arrived and that the engine has not taken yet."""
     for queue in Queue:
         changes = []
         for each in timeline.of_queue(queue):
-            beat = int(np.searchsorted(bus.fetched_to, each.offset + _size(each.instruction)))
-            changes += [(int(bus.fetch_beats[beat]), 1), (each.start, -1)]
+            changes += [(fetched[each.offset], 1), (each.start, -1)]
         name = f"{queue.name}: fetched, not started"
         yield _counter(_QUEUES, name, 0, 0)
         yield from _levels(_QUEUES, name, changes)
-
-
-def _size(instruction: Instruction) -> int:
-    return instruction.size
 
 
 def _bus(bus: BusActivity) -> Iterator[Event]:
