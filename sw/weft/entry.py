@@ -13,7 +13,9 @@ from weft_hw.config import AcceleratorConfig, load_config
 __all__ = ["compile"]
 
 
-def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
+def compile(
+    model: Any, config: AcceleratorConfig | str = "base16", *, strict: bool = False
+) -> Program:
     """Compile a quantized model for one configuration.
 
     Parameters
@@ -23,6 +25,8 @@ def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
         :mod:`weft.quantize`).
     config : AcceleratorConfig or str
         A configuration, the name of a preset or the path of a JSON file.
+    strict : bool
+        Refuse models of which the host would have to compute a part.
 
     Returns
     -------
@@ -38,6 +42,13 @@ def compile(model: Any, config: AcceleratorConfig | str = "base16") -> Program:
         If there is no such file.
     """
     machine = config if isinstance(config, AcceleratorConfig) else load_config(config)
+    program = _compile(model, machine)
+    if strict:
+        program.require_no_host_steps()
+    return program
+
+
+def _compile(model: Any, machine: AcceleratorConfig) -> Program:
     if isinstance(model, str | os.PathLike):
         return load_model(model, machine)
     if isinstance(model, Graph):

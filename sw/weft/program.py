@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from weft.errors import ProgramFormatError
+from weft.errors import ProgramFormatError, UnsupportedModel
 from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import EncodingError
 from weft_hw.instructions import Instruction, decode, decode_stream
@@ -240,6 +240,20 @@ class Program:
                 f"program {self.name} was compiled for configuration {self.config.name} "
                 f"({self.config.content_hash:016x}), not for {config.name} "
                 f"({config.content_hash:016x}): compile it again"
+            )
+
+    def require_no_host_steps(self) -> None:
+        """Refuse a program of which the host computes a part.
+
+        Raises
+        ------
+        UnsupportedModel
+            Naming the first such operation.
+        """
+        for step in self.host_steps:
+            raise UnsupportedModel(
+                f"{self.name}: {step.kind} ({step.source}) runs on the host; cut it off the model, "
+                "or compile without strict"
             )
 
     def memory_report(self) -> dict[str, int]:

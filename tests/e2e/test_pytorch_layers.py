@@ -55,6 +55,25 @@ class Convolutions(nn.Module):
         return self.wide(x), self.valid(self.same(y))
 
 
+class Groups(nn.Module):
+    """Depthwise, several filters a channel, several channels a group, and dilation."""
+
+    shape = (6, 11, 12)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.stride = nn.Conv2d(6, 6, (3, 5), stride=(2, 1), padding=(0, 2), groups=6, dilation=2)
+        self.filters = nn.Conv2d(6, 24, 3, groups=6, bias=False)
+        self.groups = nn.Conv2d(24, 12, 3, padding="same", groups=4, dilation=(1, 2))
+        self.wide = nn.Conv2d(24, 5, 3, dilation=2, padding=3)
+
+    def forward(self, x):
+        x = functional.relu(self.depthwise(x))
+        y = self.filters(x)
+        return self.stride(x), self.groups(y), functional.relu6(self.wide(y))
+
+
 class Residual(nn.Module):
     """Additions of unequal scales, with or without ReLU, of a value to itself, of a constant."""
 
@@ -122,7 +141,7 @@ class LargeSums(nn.Module):
         return self.dense(x)
 
 
-MODELS = (Convolutions, Residual, Pools, Dense, LargeSums)
+MODELS = (Convolutions, Groups, Residual, Pools, Dense, LargeSums)
 
 
 def prepared(kind: type, seed: int):

@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason='needs pip install "weft[tflite]"')
 
+import weft
 from tflite_writer import TfliteWriter, reference
 from weft.cli import main
 from weft.compiler import weighted
 from weft.compiler.constants import parameter_rows
+from weft.errors import UnsupportedModel
 
 pytestmark = pytest.mark.tflite
 
@@ -97,6 +99,19 @@ def test_compare_sees_a_wrong_multiplier(
     rows = json.loads(capsys.readouterr().out)["comparison"]
     assert 0 < rows[0]["different"] <= 30
     assert rows[0]["largest"] > 0
+
+
+def test_strict_refuses_host_operations(
+    model: TfliteWriter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "net.tflite")
+    assert main(["compile", path, "--config", "edge8", "--strict"]) == 1
+    text = " ".join(capsys.readouterr().err.split())
+    assert "net: Softmax (operator 4 SOFTMAX, " in text
+    assert "runs on the host" in text
+    assert main([*arguments(tmp_path, "x.npy", "y.npy"), "--strict"]) == 1
+    with pytest.raises(UnsupportedModel, match="runs on the host"):
+        weft.compile(path, strict=True)
 
 
 def test_compare_needs_a_tflite_model(

@@ -40,16 +40,6 @@ def quantized(model: nn.Module, *shapes: tuple[int, ...], batch: int = 2, seed: 
 IMAGE = (4, 6, 6)
 
 REFUSALS = {
-    "groups": (
-        nn.Conv2d(4, 4, 3, groups=2),
-        IMAGE,
-        r"^0, node conv2d \(aten\.conv2d\.default\): has 2 groups; weft computes ordinary",
-    ),
-    "dilation": (
-        nn.Conv2d(4, 4, 3, dilation=2),
-        IMAGE,
-        r"has dilation \[2, 2\]; weft computes dilation 1",
-    ),
     "pool dilation": (nn.MaxPool2d(2, dilation=2), IMAGE, "has dilation .* pools with dilation 1"),
     "ceil": (nn.MaxPool2d(4, ceil_mode=True), IMAGE, "use ceil_mode=False"),
     "divisor": (nn.AvgPool2d(2, divisor_override=3), IMAGE, "has a divisor of its own"),

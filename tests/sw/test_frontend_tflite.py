@@ -246,6 +246,10 @@ REFUSALS: dict[str, tuple[Callable[[TfliteWriter], Record], str]] = {
         ),
         r"tensor t1: reads what the host computes after the accelerator's run",
     ),
+    "slice of activations": (
+        lambda w: raw(w, "STRIDED_SLICE", [image(w)], (1, 3, 6, 4)),
+        r"weft computes STRIDED_SLICE on shapes only, not on INT8",
+    ),
     "missing input": (
         lambda w: raw(w, "FULLY_CONNECTED", [image(w, (1, 9)), None], (1, 3)),
         r"its input 1 is missing",

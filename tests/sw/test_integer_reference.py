@@ -228,7 +228,6 @@ def test_inputs_that_cannot_be_used(seed) -> None:
 @pytest.mark.parametrize(
     "model, text",
     [
-        (nn.Conv2d(4, 4, 3, groups=2), "groups and dilation"),
         (nn.MaxPool2d(3, ceil_mode=True), "ceil_mode"),
         (nn.Sigmoid(), "aten.sigmoid.default.: the integer reference has no rule"),
     ],

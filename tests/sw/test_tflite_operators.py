@@ -129,6 +129,12 @@ def concatenation(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     return writer.concatenate(*others, source)
 
 
+def softmax(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    """Over a flattened image; the interpreter gives up beyond 4,096 values."""
+    image = writer.pool("MAX_POOL_2D", source, (2, 2), (2, 2), "SAME")
+    return writer.softmax(writer.reshape(image, (1, int(np.prod(image.shape)))))
+
+
 BUILDS: dict[str, Build] = {
     "CONV_2D": convolution,
     "CONV_2D dilated": dilated,
@@ -150,9 +156,7 @@ BUILDS: dict[str, Build] = {
     "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
     "QUANTIZE": unary("QUANTIZE"),
     "CONCATENATION": concatenation,
-    "SOFTMAX": lambda writer, rng, source: writer.softmax(
-        writer.reshape(source, (1, int(np.prod(source.shape))))
-    ),
+    "SOFTMAX": softmax,
     "DEQUANTIZE": lambda writer, rng, source: writer.dequantize(source),
 }
 
@@ -275,6 +279,27 @@ def test_reshapes_that_move_nothing(rng: Random) -> None:
     vector = writer.reshape(pixel, (1, 20))
     back = writer.reshape(writer.dense(vector, 24), (1, 1, 1, 24))
     check(writer, [writer.conv(back, 9, (1, 1))], 0)
+
+
+def test_shape_arithmetic_in_front_of_a_reshape(rng: Random) -> None:
+    """What Keras' Flatten writes for an open batch: SHAPE, STRIDED_SLICE and PACK."""
+    writer = TfliteWriter(rng)
+    source = writer.input((1, 5, 4, 3))
+    image = writer.conv(source, 6, (3, 3))
+    read = schema.ShapeOptionsT()
+    read.outType = schema.TensorType.INT32
+    shape = writer.node("SHAPE", [image], (4,), read, kind="int32")
+    numbers = [writer.constant(np.array([number], np.int32)) for number in (0, 1, 1)]
+    cut = schema.StridedSliceOptionsT()
+    cut.shrinkAxisMask = 1
+    batch = writer.node("STRIDED_SLICE", [shape, *numbers], (), cut, kind="int32")
+    pack = schema.PackOptionsT()
+    pack.valuesCount = 2
+    rest = writer.constant(np.array(120, np.int32))
+    target = writer.node("PACK", [batch, rest], (2,), pack, kind="int32")
+    options = schema.ReshapeOptionsT()
+    flat = writer.node("RESHAPE", [image, target], (1, 120), options, like=image)
+    check(writer, [writer.dense(flat, 9)], 0)
 
 
 def test_batches_in_the_file(rng: Random) -> None:

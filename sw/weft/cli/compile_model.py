@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from weft.cli.options import ConfigOption, JsonOption, ModelArgument
+from weft.cli.options import ConfigOption, JsonOption, ModelArgument, StrictOption
 from weft.cli.output import Output
 from weft_hw import load_config
 
@@ -19,6 +19,7 @@ def compile_command(
         typer.Option("-o", "--output", help="Program file; default: MODEL with the ending .weft."),
     ] = None,
     config: ConfigOption = "base16",
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a .tflite or quantized .pt2 model to a Program for one configuration."""
@@ -29,6 +30,8 @@ def compile_command(
     with output.stages() as stage:
         stage(f"compiling {model.name} for {chosen.name}", None)
         program = load_model(model, chosen)
+        if strict:
+            program.require_no_host_steps()
     target = output_path or model.with_suffix(".weft")
     program.save(target)
     summary = program.summary()

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ConfigOption", "EngineOption", "JsonOption", "LatencyOption", "ModelArgument"]
+__all__ = [
+    "ConfigOption",
+    "EngineOption",
+    "JsonOption",
+    "LatencyOption",
+    "ModelArgument",
+    "StrictOption",
+]
 
 ModelArgument = Annotated[
     Path,
@@ -25,4 +32,7 @@ JsonOption = Annotated[
 ]
 LatencyOption = Annotated[
     int, typer.Option("--latency", min=0, help="Memory read latency of rtl, in cycles.")
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse a model of which the host computes a part.")
 ]

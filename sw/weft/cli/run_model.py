@@ -10,7 +10,14 @@ import typer
 from rich.table import Table
 
 from weft.cli.observation import Observed, ReportOption, TraceOption
-from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption, ModelArgument
+from weft.cli.options import (
+    ConfigOption,
+    EngineOption,
+    JsonOption,
+    LatencyOption,
+    ModelArgument,
+    StrictOption,
+)
 from weft.cli.output import Output
 from weft.compare import TensorComparison, compare_tflite
 from weft.errors import InputError
@@ -51,6 +58,7 @@ def run(
     ] = False,
     traces: TraceOption = None,
     latency: LatencyOption = 20,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a model on the RTL or the functional simulator."""
@@ -66,6 +74,8 @@ def run(
     with output.stages() as stage:
         stage(f"loading {model.name}", None)
         program = load_model(model, chosen)
+        if strict:
+            program.require_no_host_steps()
         values = _read_inputs(input_paths, program)
         _check_output(output_path, program)
         if engine == "rtl":

@@ -146,19 +146,15 @@ def _linear(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
 
 def _conv2d(builder: Builder, node: Any, given: dict[str, Any]) -> Pending:
     source = _image(builder, node, given["input"])
-    if given["groups"] != 1:
-        refuse(
-            node,
-            f"has {given['groups']} groups; weft computes ordinary convolutions (groups=1)",
-        )
-    if _pair(given["dilation"]) != (1, 1):
-        refuse(node, f"has dilation {given['dilation']}; weft computes dilation 1 only")
     fields = _weights(builder, node, given, source, 4)
     fields["weights"] = np.ascontiguousarray(fields["weights"].transpose(0, 2, 3, 1))
     channels, *kernel, _ = fields["weights"].shape
-    stride, padding = _pair(given["stride"]), _padding(given["padding"], kernel)
-    fields |= {"stride": stride, "padding": padding}
-    height, width = _sizes(source, kernel, stride, padding)
+    stride, dilation = _pair(given["stride"]), _pair(given["dilation"])
+    extent = [(kernel[axis] - 1) * dilation[axis] + 1 for axis in range(2)]
+    padding = _padding(given["padding"], extent)
+    fields |= {"stride": stride, "padding": padding, "dilation": dilation}
+    fields["groups"] = given["groups"]
+    height, width = _sizes(source, extent, stride, padding)
     return Pending(node, Conv2d, (source,), (height, width, channels), fields)
 
 

@@ -401,6 +401,14 @@ def _reshape(importer: Importer, operator: TfliteOperator) -> None:
     importer.reshape(source, output)
 
 
+def _shape_arithmetic(importer: Importer, operator: TfliteOperator) -> None:
+    """Integers that a RESHAPE reads as its target: the file has every shape already."""
+    for index in operator.outputs:
+        record = importer.model.tensors[index]
+        if record.kind not in ("INT32", "INT64"):
+            importer.refuse(f"weft computes {operator.kind} on shapes only, not on {record.kind}")
+
+
 def _pad(importer: Importer, operator: TfliteOperator) -> None:
     importer.expect((2, 3))
     source, output = _image(importer, 0), importer.result()
@@ -477,14 +485,17 @@ RULES: dict[str, Callable[[Importer, TfliteOperator], None]] = {
     "MEAN": _mean,
     "MUL": _elementwise(Multiply),
     "PAD": _pad,
+    "PACK": _shape_arithmetic,
     "PADV2": _pad,
     "QUANTIZE": _quantize,
     "RELU": _relu("RELU"),
     "RELU6": _relu("RELU6"),
     "RELU_N1_TO_1": _relu("RELU_N1_TO_1"),
     "RESHAPE": _reshape,
+    "SHAPE": _shape_arithmetic,
     "SOFTMAX": _softmax,
     "SQUEEZE": _reshape,
+    "STRIDED_SLICE": _shape_arithmetic,
     "SUB": _elementwise(Subtract),
 }
 """By the operator's name in the schema."""

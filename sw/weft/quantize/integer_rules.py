@@ -170,8 +170,8 @@ def _conv2d(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Unrounded:
     data, weight = _codes(input), _weights(weight)
-    _need(groups == 1 and set(dilation) == {1}, "groups and dilation are not supported")
-    kernel = weight.values.shape[2:]
+    spread = _pair(dilation)
+    kernel = [(size - 1) * spread[axis] + 1 for axis, size in enumerate(weight.values.shape[2:])]
     if padding == "same":
         before = [(size - 1) // 2 for size in kernel]
         edges = [(first, size - 1 - first) for first, size in zip(before, kernel, strict=True)]
@@ -180,12 +180,17 @@ def _conv2d(
     else:
         edges = [(size, size) for size in _pair(padding)]
     windows = _windows(data.differences.astype(np.float64), kernel, stride, edges, 0.0)
+    windows = windows[..., :: spread[0], :: spread[1]]
     factor = weight.values.astype(np.float64)
     step = max(1, CHUNK_ELEMENTS // math.prod(windows.shape[1:]))
-    parts = [
-        np.tensordot(windows[first : first + step], factor, axes=((1, 4, 5), (1, 2, 3)))
-        for first in range(0, len(windows), step)
-    ]
+    parts = []
+    for first in range(0, len(windows), step):
+        images = np.split(windows[first : first + step], groups, axis=1)
+        by_group = [
+            np.tensordot(image, filters, axes=((1, 4, 5), (1, 2, 3)))
+            for image, filters in zip(images, np.split(factor, groups), strict=True)
+        ]
+        parts.append(np.concatenate(by_group, axis=3))
     sums = np.concatenate(parts).transpose(0, 3, 1, 2).astype(np.int64)
     sums = sums + _bias(bias, len(factor)).reshape(-1, 1, 1)
     return _layer(sums, data, weight, (-1, 1, 1))
