@@ -8,8 +8,8 @@ import pytest
 
 from weft.benchmarks.convolution import bench_convolution
 from weft.benchmarks.depthwise import bench_depthwise
-from weft.benchmarks.gemm import bench_gemm
-from weft.benchmarks.product import Addresses, Product
+from weft.benchmarks.gemm import bench_gemm, kinds_of
+from weft.benchmarks.product import Addresses, Product, ProductKind
 from weft.benchmarks.product_schedule import product_program
 from weft.cli import main
 from weft.errors import InputError
@@ -36,10 +36,25 @@ def test_random_products_are_exact(config: AcceleratorConfig, seed: int) -> None
     longest = min(largest, (1, 8, 20, 60, 100, 200)[seed] * config.rows // 4)
     rows, depth, width = (int(size) for size in rng.integers(1, longest + 1, 3))
     repeat = int(rng.integers(1, 4))
-    (result,) = bench_gemm(config, (rows, depth, width), engine="functional", repeat=repeat)
-    assert result["product"] == "Y"
-    assert result["macs"] == rows * depth * width * repeat
-    assert result["cycles"] is result["utilization"] is result["stalls"] is None
+    shape = rows, depth, width
+    kinds = kinds_of(config, "all")
+    results = bench_gemm(config, shape, engine="functional", products=kinds, repeat=repeat)
+    square = config.rows == config.columns
+    assert [result["product"] for result in results] == (
+        ["Y", "dX", "dW"] if square else ["Y", "dW"]
+    )
+    for result in results:
+        assert result["macs"] == rows * depth * width * repeat
+        assert result["cycles"] is result["utilization"] is result["stalls"] is None
+
+
+@pytest.mark.parametrize("config", [PRESETS["tiny"], WIDE, TALL], ids=lambda config: config.name)
+def test_long_reductions_of_weight_gradients_come_in_pieces(config: AcceleratorConfig) -> None:
+    product = Product(config, ProductKind.DW, (1500, 9, 17))
+    code = product_program(product, [Addresses(0, 1 << 16, 1 << 20, 1 << 21)])
+    pieces = [entry for _, entry in decode_stream(code) if isinstance(entry, Matrix)]
+    assert len({piece.accumulate for piece in pieces}) == 2
+    bench_gemm(config, product.shape, engine="functional", products=[ProductKind.DW])
 
 
 @pytest.mark.parametrize("weight_bits", [8, 4, 2])
@@ -88,19 +103,36 @@ def test_narrow_weights_take_fewer_cycles() -> None:
 )
 def test_rtl_products_are_exact_and_counted(shape: tuple[int, int, int], repeat: int) -> None:
     config = PRESETS["tiny"]
-    (result,) = bench_gemm(config, shape, engine="rtl", repeat=repeat, latency=7)
-    assert 0 < result["utilization"] <= 1
-    assert result["utilization"] == result["macs"] / (16 * result["cycles"])
-    for engine in ("load", "matrix", "vector", "store"):
-        assert 0 < result["stalls"][engine]["busy"] <= result["cycles"]
-    (slower,) = bench_gemm(config, shape, engine="rtl", repeat=repeat, latency=60)
-    assert slower["cycles"] > result["cycles"]
+    kinds = list(ProductKind)
+    results = bench_gemm(config, shape, engine="rtl", products=kinds, repeat=repeat, latency=7)
+    for result in results:
+        assert 0 < result["utilization"] <= 1
+        assert result["utilization"] == result["macs"] / (16 * result["cycles"])
+        for engine in ("load", "matrix", "vector", "store"):
+            assert 0 < result["stalls"][engine]["busy"] <= result["cycles"]
+    slower = bench_gemm(config, shape, engine="rtl", products=kinds, repeat=repeat, latency=60)
+    for result, other in zip(results, slower, strict=True):
+        assert other["cycles"] > result["cycles"]
 
 
+@pytest.mark.rtl
+@pytest.mark.parametrize("kind", ProductKind)
+def test_engines_work_at_the_same_time(kind: ProductKind) -> None:
+    """Together they are busy for much longer than the program takes."""
+    config = PRESETS["tiny"]
+    (result,) = bench_gemm(config, (96, 96, 96), engine="rtl", products=[kind], latency=7)
+    busy = {engine: stalls["busy"] for engine, stalls in result["stalls"].items()}
+    assert all(cycles < result["cycles"] for cycles in busy.values())
+    assert sum(busy.values()) > 1.3 * result["cycles"]
+
+
+@pytest.mark.parametrize("kind", [ProductKind.Y, ProductKind.DX])
 @pytest.mark.parametrize("shape", [(64, 64, 64), (64, 512, 512)])
-def test_every_array_pass_of_a_product_runs_once(shape: tuple[int, int, int]) -> None:
+def test_every_array_pass_of_a_product_runs_once(
+    kind: ProductKind, shape: tuple[int, int, int]
+) -> None:
     config = PRESETS["base16"]
-    product = Product(config, *shape)
+    product = Product(config, kind, shape)
     code = product_program(product, [Addresses(0, 1 << 16, 1 << 20, 1 << 21)])
     instructions = [instruction for _, instruction in decode_stream(code)]
     passes = sum(int(np.prod(entry.counts)) for entry in instructions if isinstance(entry, Matrix))
@@ -151,7 +183,16 @@ def test_gemm_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["shape"] == [5, 6, 7]
-    assert [entry["macs"] for entry in report["results"]] == [2 * 5 * 6 * 7]
+    assert [entry["product"] for entry in report["results"]] == ["Y", "dX", "dW"]
+    assert [entry["macs"] for entry in report["results"]] == [2 * 5 * 6 * 7] * 3
+    assert main([*words.split(), "--product", "dW"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["product"] == "dW"
+
+
+def test_a_data_gradient_needs_a_square_array() -> None:
+    with pytest.raises(InputError, match="square array; wide has 4 rows and 8 columns"):
+        kinds_of(WIDE, "dX")
 
 
 @pytest.mark.parametrize(
@@ -161,6 +202,11 @@ def test_gemm_command(capsys: pytest.CaptureFixture[str]) -> None:
             "bench gemm --weight-bits 4 --engine functional",
             "weights of 4 bits are not a mode of base16",
         ),
+        (
+            "bench gemm --config flex16 --weight-bits 4 --product dX --engine functional",
+            "dX has operands of 8 bits",
+        ),
+        ("bench gemm --product dZ --engine functional", "must be Y, dX, dW or all, not 'dZ'"),
         ("bench gemm --engine fpga", "is not an engine"),
         ("bench gemm --shape 0 4 4 --engine functional", "must be positive"),
         ("bench conv --shape 4 4 0 4 --engine functional", "must be positive"),

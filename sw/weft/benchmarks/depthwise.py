@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from weft.benchmarks.blocks import MULTIPLIER
 from weft.benchmarks.depthwise_schedule import (
     KERNEL,
     SOURCE_ZERO,
@@ -14,7 +15,7 @@ from weft.benchmarks.depthwise_schedule import (
     Places,
     depthwise_program,
 )
-from weft.benchmarks.gemm import MULTIPLIER, PAGE, measurement
+from weft.benchmarks.gemm import PAGE, measurement
 from weft.errors import InputError
 from weft_hw import AcceleratorConfig
 from weft_sim.device import open_device

@@ -10,7 +10,7 @@ store.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from weft.benchmarks.product import Product
+from weft.benchmarks.product import Product, ProductKind
 from weft.compiler.kernels import ceil_div
 from weft.compiler.stream import Space, Stream, reads, writes
 from weft.compiler.synchronize import synchronize
@@ -90,7 +90,8 @@ class Layers:
     @property
     def product(self) -> Product:
         """The pointwise convolution as a matrix product."""
-        return Product(self.config, self.out_height * self.out_width, self.pitch, self.filters)
+        shape = self.out_height * self.out_width, self.pitch, self.filters
+        return Product(self.config, ProductKind.Y, shape)
 
     @property
     def out_pitch(self) -> int:
@@ -188,7 +189,7 @@ class _Schedule:
         product = layers.product
         images = layers.source_bytes + layers.sums_bytes
         images += layers.result_bytes if layers.filters else 0
-        weights = layers.tap_bytes * layers.depthwise + product.weight_bytes
+        weights = layers.tap_bytes * layers.depthwise + product.top_bytes
         parameters = layers.tiles * layers.depthwise + product.width_tiles
         for what, need, have in (
             ("bytes of images", images, config.activation_bytes),
@@ -267,7 +268,7 @@ class _Schedule:
 
     def _load_weights(self) -> None:
         product = self.layers.product
-        load_weights(self.stream, self.places.weights, self.weights, product.weight_bytes)
+        load_weights(self.stream, self.places.weights, self.weights, product.top_bytes)
         row = self._pointwise_parameters
         dram = self.places.parameters + row * self.config.parameter_row_bytes
         load_parameters(self.stream, dram, row, product.width_tiles, self.config)
@@ -373,7 +374,7 @@ class _Schedule:
             ),
             "multiply",
             reads(Space.ACTIVATION, (left, left + pixels * pitch)),
-            reads(Space.WEIGHT, (self.weights, self.weights + product.weight_bytes)),
+            reads(Space.WEIGHT, (self.weights, self.weights + product.top_bytes)),
             writes(Space.ACCUMULATOR, sums),
         )
 

@@ -63,21 +63,32 @@ def gemm(
     weight_bits: WeightBitsOption = 8,
     engine: EngineOption = "rtl",
     latency: LatencyOption = 20,
+    product: Annotated[
+        str,
+        typer.Option("--product", help="Which of them.", metavar="Y|dX|dW|all"),
+    ] = "all",
     repeat: Annotated[
         int, typer.Option("--repeat", min=1, help="Products back to back in one program.")
     ] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """A matrix product Y = X W of int8 operands in DRAM, every element checked."""
+    """Y = X W, dX = dY W^T and dW = X^T dY of int8 operands in DRAM, every element checked."""
     output = Output(as_json=as_json)
     chosen = load_config(config or "base16")
-    from weft.benchmarks.gemm import bench_gemm
+    from weft.benchmarks.gemm import bench_gemm, kinds_of
 
+    kinds = kinds_of(chosen, product, weight_bits)
     with output.stages() as stage:
         stage(f"{shape[0]} x {shape[1]} x {shape[2]} on {engine}", None)
         options = _engine_options(engine, latency, stage)
         results = bench_gemm(
-            chosen, shape, engine=engine, repeat=repeat, weight_bits=weight_bits, **options
+            chosen,
+            shape,
+            engine=engine,
+            products=kinds,
+            repeat=repeat,
+            weight_bits=weight_bits,
+            **options,
         )
     _show(output, results)
     output.result(
