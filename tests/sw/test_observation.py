@@ -15,13 +15,23 @@ from weft.cli import main
 from weft.compiler import compile_graph
 from weft.errors import InputError, ProgramFormatError
 from weft.observation.disassembly import assemble, disassembly
+from weft.observation.occupancy import accesses, occupancy
 from weft.observation.page import report_page
 from weft.observation.timeline import Timeline
 from weft.observation.traffic import moved_bytes
 from weft.program import Program
 from weft.session import Session
 from weft_hw import PRESETS
-from weft_hw.instructions import INSTRUCTIONS, Instruction, Load, Queue
+from weft_hw.instructions import (
+    INSTRUCTIONS,
+    Instruction,
+    Load,
+    Matrix,
+    Memory,
+    Queue,
+    Vector,
+    WeightBits,
+)
 from weft_sim.device import QueueEvents, RunResult
 
 
@@ -70,14 +80,27 @@ def test_a_program_is_read_back_from_its_disassembly(preset: str, rng) -> None:
 
 
 def test_disassembly_names_tensors_weights_and_padding(program: Program) -> None:
-    lines = disassembly(program).splitlines()
-    told = {line.strip(): lines[number + 1] for number, line in enumerate(lines) if " -> " in line}
-    load = told["; load image, tile 0: image -> image"]
-    assert "LOAD signal={0} run_bytes=144" in load
-    weights = told["; load weights, tile 0: block0.first.weights -> weight 0x90"]
-    assert "address=144" in weights
-    multiply = "; multiply, tile 0: image (padded) x weight 0x0 -> accumulator row 0x20"
-    assert "left_address=-28" in told[multiply]
+    lines = [line.strip() for line in disassembly(program).splitlines()]
+    told = [(line, lines[number + 1]) for number, line in enumerate(lines) if " -> " in line]
+    symbols = [program.layers[symbol.layer].name for symbol in program.symbols]
+    assert len(told) == len(symbols)
+    (load,) = [instruction for comment, instruction in told if "image -> image" in comment]
+    assert " LOAD " in load
+    weights = multiplies = 0
+    for layer, (comment, instruction) in zip(symbols, told, strict=True):
+        if "memory=WEIGHT" in instruction:
+            weights += 1
+            assert re.match(rf"; load weights, tile \d+: {layer}\.weights.* -> weight 0x", comment)
+        if " MATRIX " in instruction and layer != "dense":
+            multiplies += 1
+            source = {"stem": "image", "block0.first": "stem.output"}.get(
+                layer, "block0.first.output"
+            )
+            above = re.search(r"y_origin=-", instruction) is not None
+            assert f": {source}{' (padded)' if above else '+0x'}" in comment
+            assert re.search(r" x weight 0x\w+ -> accumulator row 0x\w+$", comment)
+    assert weights == 4
+    assert multiplies >= 3
 
 
 @pytest.mark.parametrize(
@@ -113,6 +136,91 @@ def test_moved_bytes_count_the_runs_that_exist(rng) -> None:
             coordinate = origin + sum(i * step for i, step in zip(index, steps, strict=True))
             exist += 0 <= coordinate < extent
         assert moved_bytes(load) == exist * load.run_bytes
+
+
+def reached(base: int, counts, strides, size: int) -> set[int]:
+    return {
+        base + sum(i * stride for i, stride in zip(index, strides, strict=False)) + byte
+        for index in itertools.product(*map(range, counts))
+        for byte in range(size)
+    }
+
+
+def test_access_ranges_enclose_exactly_what_the_loops_reach(rng) -> None:
+    config = PRESETS["flex16"]
+
+    def draw(count: int, low: int, high: int) -> tuple[int, ...]:
+        return tuple(int(n) for n in rng.integers(low, high, count))
+
+    for _ in range(12):
+        counts, strides = draw(3, 1, 4), draw(3, -90, 90)
+        load = Load(counts=counts, address=700, strides=strides, run_bytes=5, memory=Memory.WEIGHT)
+        expected = {(Memory.WEIGHT, True): reached(700, counts, strides, 5)}
+        check(load, config, expected)
+        counts, left, top, sums = draw(7, 1, 3), *(draw(7, -90, 90) for _ in range(3))
+        bits = [WeightBits.EIGHT, WeightBits.FOUR, WeightBits.TWO][rng.integers(3)]
+        matrix = Matrix(
+            counts=counts,
+            weight_bits=bits,
+            left_address=900,
+            left_strides=left,
+            top_address=800,
+            top_strides=top,
+            tile_stride=17,
+            accumulator_address=40,
+            accumulator_strides=sums,
+        )
+        row = config.rows * {WeightBits.EIGHT: 1, WeightBits.FOUR: 2, WeightBits.TWO: 4}[bits]
+        weights = reached(800, (*counts[:4], config.rows), (*top[:4], 17), config.columns)
+        expected = {
+            (Memory.ACTIVATION, False): reached(900, counts, left, row),
+            (Memory.WEIGHT, False): weights,
+            (Memory.ACCUMULATOR, True): reached(40, counts, sums, 1),
+        }
+        check(matrix, config, expected)
+        counts, a, target = draw(6, 1, 4), draw(6, -90, 90), draw(4, -90, 90)
+        vector = Vector(counts=counts, a_address=300, a_strides=a, address=600, strides=target)
+        expected = {
+            (Memory.ACCUMULATOR, False): reached(300, counts, a, 1),
+            (Memory.ACTIVATION, True): reached(600, counts[:4], target, config.columns),
+        }
+        check(vector, config, expected)
+
+
+def check(instruction: Instruction, config, expected: dict[tuple[Memory, bool], set[int]]) -> None:
+    found = list(accesses(instruction, config))
+    assert len(found) == len(expected)
+    for access in found:
+        addresses = expected[access.memory, access.write]
+        assert (access.low, access.high) == (min(addresses), max(addresses) + 1)
+
+
+def test_sums_and_weights_last_until_they_are_used(program: Program) -> None:
+    """One instruction after the other, each of 10 cycles."""
+    retires: dict[Queue, list[int]] = {queue: [] for queue in Queue}
+    for number, (_, instruction) in enumerate(program.decoded[:-1], 1):
+        retires[instruction.queue].append(10 * number)
+    events = tuple(QueueEvents(np.array(each) - 10, np.array(each)) for each in retires.values())
+    timeline = Timeline(program, RunResult(10 * len(program.decoded), 0.1, events=events))
+    pieces = occupancy(timeline)
+    stem = [each for each in timeline.slices if each.layer == 0]
+    multiplies = [each for each in stem if each.queue is Queue.MATRIX]
+    weights = [each for each in pieces if each.memory == Memory.WEIGHT and each.layer == 0]
+    assert weights
+    assert max(each.end for each in weights) == multiplies[-1].retire
+    sums = [each for each in pieces if each.memory == Memory.ACCUMULATOR and each.layer == 0]
+    assert [each.start for each in sums] == [each.begin for each in multiplies]
+    for each in sums:
+        reader = next(
+            other
+            for other in stem
+            if other.queue is Queue.VECTOR
+            and other.instruction.a_address == each.low
+            and other.begin > each.start
+        )
+        assert each.end == reader.retire
+    for each in pieces:
+        assert 0 <= each.start < each.end <= timeline.cycles
 
 
 def made_up_run(program: Program, rng: np.random.Generator) -> RunResult:

@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 
 from weft.observation.bus import BusActivity
+from weft.observation.occupancy import Piece, occupancy
 from weft.observation.places import short_name
 from weft.observation.timeline import Timeline
 from weft.program import Program, ProgramRegion
-from weft_hw.instructions import Queue
+from weft_hw.instructions import Memory, Queue
 from weft_sim.device import RunResult
 
 __all__ = ["Roofline", "bus_levels", "engine_lanes", "memory_maps", "roofline", "ticks"]
 
 ROOFLINE_WIDTH, ROOFLINE_HEIGHT = 1000.0, 320.0
-MEMORY_WIDTH, MEMORY_HEIGHT = 1000.0, 210.0
+MEMORY_WIDTH, MEMORY_HEIGHT = 1000.0, 150.0
 BUS_BUCKETS = 400
+SHADES = 6
 _LEFT, _BOTTOM, _TOP, _RIGHT = 58.0, 42.0, 16.0, 16.0  # margins of the roofline's plot
 _CHARACTER = 6.3  # width of one in a label of the memory map
 
@@ -171,30 +173,71 @@ def bus_levels(program: Program, result: RunResult) -> list[dict[str, Any]]:
 
 
 def memory_maps(program: Program, timeline: Timeline | None) -> list[dict[str, Any]]:
-    """The static plan of each memory: blocks over time (cycles, or layers without a timeline)."""
-    capacities = {"activation": program.config.activation_bytes, "dram": program.memory_bytes}
-    titles = {"activation": "activation scratchpad", "dram": "DRAM"}
-    maps = []
-    for memory in sorted({region.memory for region in program.regions}):
-        regions = [region for region in program.regions if region.memory == memory]
-        regions += _whole_program(program) if memory == "dram" else []
-        capacity = capacities.get(memory) or max(each.address + each.size for each in regions)
-        blocks = [
-            {**_block(program, timeline, each, capacity), "shade": index % 6}
-            for index, each in enumerate(regions)
+    """Memories with blocks over time (cycles, or layers without a timeline).
+
+    The activation scratchpad and DRAM have the tensors of the static plan. With a timeline the
+    scratchpad shows tiles as well, and the weight and accumulator memories what is written there.
+    """
+    config = program.config
+    regions = [each for each in program.regions if each.memory == "activation"]
+    blocks = [_planned(program, timeline, each, config.activation_bytes) for each in regions]
+    _shade(blocks)
+    pieces = occupancy(timeline) if timeline else []
+    if timeline:
+        tiles = [
+            piece
+            for piece in pieces
+            if piece.memory == Memory.ACTIVATION and not _in_plan(piece, regions)
         ]
-        maps.append(
-            {
-                "title": titles.get(memory, memory),
-                "capacity": capacity,
-                "width": MEMORY_WIDTH,
-                "height": MEMORY_HEIGHT,
-                "blocks": blocks,
-                "end": timeline.cycles if timeline else len(program.layers),
-                "unit": "cycles" if timeline else "layers",
-            }
-        )
+        shown = [_piece(timeline, each, config.activation_bytes, "bytes") for each in tiles]
+        blocks += [{**block, "shade": "tile"} for block in shown]
+    maps = [_map("activation scratchpad", config.activation_bytes, "bytes", blocks)]
+    for memory, title, capacity, unit in (
+        (Memory.WEIGHT, "weight scratchpad", config.weight_bytes, "bytes"),
+        (Memory.ACCUMULATOR, "accumulator memory", config.accumulator_total_rows, "rows"),
+    ):
+        if timeline:
+            mine = [piece for piece in pieces if piece.memory == memory]
+            blocks = [
+                {**_piece(timeline, each, capacity, unit), "shade": each.layer % SHADES}
+                for each in mine
+            ]
+            maps.append(_map(title, capacity, unit, blocks))
+    regions = [each for each in program.regions if each.memory == "dram"]
+    regions += _whole_program(program)
+    blocks = [_planned(program, timeline, each, program.memory_bytes) for each in regions]
+    _shade(blocks)
+    maps.append(_map("DRAM", program.memory_bytes, "bytes", blocks))
+    for each in maps:
+        each["end"] = timeline.cycles if timeline else len(program.layers)
+        each["axis"] = "cycles" if timeline else "layers"
     return maps
+
+
+def _map(title: str, capacity: int, unit: str, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "title": title,
+        "capacity": capacity,
+        "unit": unit,
+        "width": MEMORY_WIDTH,
+        "height": MEMORY_HEIGHT,
+        "blocks": blocks,
+    }
+
+
+def _shade(blocks: list[dict[str, Any]]) -> None:
+    for index, block in enumerate(blocks):
+        block["shade"] = index % SHADES
+
+
+def _in_plan(piece: Piece, regions: list[ProgramRegion]) -> bool:
+    """Whether a tensor of the plan lies there while the piece's layer runs."""
+    return any(
+        region.address < piece.high
+        and piece.low < region.address + region.size
+        and region.first_layer <= piece.layer <= region.last_layer
+        for region in regions
+    )
 
 
 def _whole_program(program: Program) -> list[ProgramRegion]:
@@ -213,29 +256,47 @@ def _whole_program(program: Program) -> list[ProgramRegion]:
     ]
 
 
-def _block(
+def _planned(
     program: Program, timeline: Timeline | None, region: ProgramRegion, capacity: int
 ) -> dict[str, Any]:
+    """A tensor of the plan while it is in use."""
     count = len(program.layers)
-    start, end = float(region.first_layer), float(min(region.last_layer + 1, count))
-    scale = float(count)
+    start, end, scale = region.first_layer, min(region.last_layer + 1, count), count
     when = f"layers {region.first_layer} to {min(region.last_layer, count - 1)}"
     if timeline is not None:
-        scale = float(timeline.cycles)
         whole = region.first_layer == 0 and region.last_layer >= count
-        first, last = timeline.data_span(region.first_layer, region.last_layer)
-        start, end = (0.0, scale) if whole else (float(first), float(last))
-        when = f"cycles {start:,.0f} to {end:,.0f}"
-    x, width = MEMORY_WIDTH * start / scale, MEMORY_WIDTH * (end - start) / scale
-    height = max(1.0, MEMORY_HEIGHT * region.size / capacity)
-    y = MEMORY_HEIGHT * (1 - (region.address + region.size) / capacity)
+        start, end = timeline.data_span(region.first_layer, region.last_layer)
+        scale = timeline.cycles
+        if whole:
+            start, end = 0, scale
+        when = f"cycles {start:,} to {end:,}"
+    block = _rectangle(
+        (start, end, scale), (region.address, region.address + region.size, capacity)
+    )
     label = short_name(region.name)
-    fits = width > _CHARACTER * len(label) + 6 and height > 12
+    fits = block["width"] > _CHARACTER * len(label) + 6 and block["height"] > 12
+    text = f"{region.name}: {region.size:,} bytes at {region.address:#x}, {when}"
+    return {**block, "label": label if fits else "", "text": text}
+
+
+def _piece(timeline: Timeline, piece: Piece, capacity: int, unit: str) -> dict[str, Any]:
+    low, high = max(piece.low, 0), min(piece.high, capacity)
+    layer = timeline.program.layers[piece.layer].name
     return {
-        "x": round(x, 1),
-        "y": round(y, 1),
-        "width": round(width, 1),
-        "height": round(height, 1),
-        "label": label if fits else "",
-        "text": f"{region.name}: {region.size:,} bytes at {region.address:#x}, {when}",
+        **_rectangle((piece.start, piece.end, timeline.cycles), (low, high, capacity)),
+        "label": "",
+        "text": f"{layer}, tile {piece.tile}: {piece.purpose}, {unit} {low:#x} to {high:#x}, "
+        f"cycles {piece.start:,} to {piece.end:,}",
+    }
+
+
+def _rectangle(time: tuple[int, int, int], place: tuple[int, int, int]) -> dict[str, Any]:
+    """From (start, end, whole) of either axis; addresses grow upwards."""
+    start, end, whole = time
+    low, high, capacity = place
+    return {
+        "x": round(MEMORY_WIDTH * start / whole, 1),
+        "width": round(MEMORY_WIDTH * (end - start) / whole, 1),
+        "y": round(MEMORY_HEIGHT * (1 - high / capacity), 1),
+        "height": round(max(1.0, MEMORY_HEIGHT * (high - low) / capacity), 1),
     }
