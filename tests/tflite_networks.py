@@ -80,6 +80,10 @@ class _Network:
                 padding = self.padding(source, kernel)
                 multiplier = int(rng.choice([1, 1, 1, 2])) if channels < 20 else 1
                 return writer.depthwise(source, kernel, stride, padding, multiplier=multiplier)
+            case "transposed":
+                if max(source.shape[1:3]) > 9:
+                    return None
+                return writer.transposed(source, self.filters(), kernel, stride)
             case "pointwise":
                 return writer.dense(source, self.filters(), keep=True)
             case "pool":
@@ -158,7 +162,17 @@ class _Network:
 
 
 IMAGE_LAYERS = (
-    *("conv", "conv", "conv", "dilated", "grouped", "depthwise", "depthwise", "pointwise"),
+    *(
+        "conv",
+        "conv",
+        "conv",
+        "dilated",
+        "grouped",
+        "depthwise",
+        "depthwise",
+        "transposed",
+        "pointwise",
+    ),
     *("pool", "pad", "concatenate", "constant", "ADD", "ADD", "SUB", "MUL"),
     *("RELU", "RELU6", "RELU_N1_TO_1", "QUANTIZE"),
 )

@@ -195,6 +195,19 @@ class TfliteWriter:
         inputs = [source, weights, *self.bias(source, weights, filters)]
         return self.node("DEPTHWISE_CONV_2D", inputs, shape, options)
 
+    def transposed(self, source, filters, kernel, stride=(1, 1), padding="SAME") -> Record:
+        weights = self.filters((filters, *kernel, source.shape[3]), 0, self.rng.random() < 0.8)
+        options = self.window_options(schema.TransposeConvOptionsT(), stride, padding)
+        options.fusedActivationFunction = 0
+        size = [source.shape[axis + 1] * stride[axis] for axis in range(2)]
+        if padding == "VALID":
+            size = [size[axis] + max(kernel[axis] - stride[axis], 0) for axis in range(2)]
+        shape = (source.shape[0], *size, filters)
+        inputs = [self.constant(np.array(shape, np.int32)), weights, source]
+        if self.rng.random() < 0.7:
+            inputs += self.bias(source, weights, filters)
+        return self.node("TRANSPOSE_CONV", inputs, shape, options)
+
     def dense(self, source, filters, keep=False) -> Record:
         features = source.shape[-1] if keep else int(np.prod(source.shape[1:]))
         weights = self.filters((filters, features), 0, self.rng.random() < 0.5)

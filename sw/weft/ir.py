@@ -30,7 +30,7 @@ What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
     Rescale          q_out = clamp(z_out + round((q - z) * s / s_out))
     Multiply         q_out = clamp(z_out + round((q_1 - z_1) (q_2 - z_2) * s_1 * s_2 / s_out))
     Subtract         like Add, with s_1 (q_1 - z_1) - s_2 (q_2 - z_2)
-    Pad, Concatenate, Flatten, Reshape move codes and change none
+    Pad, Concatenate, Interleave, Flatten, Reshape move codes and change none
 
 ``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`). What
 TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP, and
@@ -61,6 +61,7 @@ __all__ = [
     "Graph",
     "GraphError",
     "HostOperation",
+    "Interleave",
     "Linear",
     "MaxPool2d",
     "Multiply",
@@ -334,6 +335,21 @@ class Pad(Operation):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Concatenate(Operation):
     """Two or more images (or vectors) behind one another in their channels, of one quantization."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Interleave(Operation):
+    """Images as every ``stride``-th row and column of one: what a transposed convolution ends with.
+
+    Input ``y * stride[1] + x`` holds the pixels of rows ``y, y + stride[0], ...`` and columns
+    ``x, x + stride[1], ...``.
+
+    Parameters
+    ----------
+    stride : (y, x)
+    """
+
+    stride: Pair
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,6 +14,7 @@ from weft.ir import (
     Graph,
     GraphError,
     HostOperation,
+    Interleave,
     Linear,
     MaxPool2d,
     Multiply,
@@ -98,6 +99,9 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
     output = graph.tensor(operation.output)
     if isinstance(operation, Concatenate):
         _require(len(inputs) >= 2, f"has {len(inputs)} inputs, not two or more")
+    elif isinstance(operation, Interleave):
+        count = operation.stride[0] * operation.stride[1]
+        _require(len(inputs) == count, f"has {len(inputs)} inputs, not {count}")
     else:
         expected = 2 if isinstance(operation, Add | Subtract | Multiply) else 1
         _require(len(inputs) == expected, f"has {len(inputs)} inputs, not {expected}")
@@ -130,6 +134,8 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
             _check_pad(operation, inputs[0], output)
         case Concatenate():
             _check_concatenate(inputs, output)
+        case Interleave():
+            _check_interleave(operation, inputs, output)
         case Softmax():
             _require(inputs[0].shape == output.shape, "input and output differ in shape")
             _require((output.scale, output.zero_point) == (1 / 256, -128), "gives another scale")
@@ -162,6 +168,16 @@ def _check_concatenate(inputs: list[Tensor], output: Tensor) -> None:
         _check_same_quantization(tensor, output)
     channels = sum(tensor.shape[-1] for tensor in inputs)
     _require(output.shape[-1] == channels, f"gives {channels} channels, not {output.shape[-1]}")
+
+
+def _check_interleave(operation: Interleave, inputs: list[Tensor], output: Tensor) -> None:
+    height, width, channels = output.shape
+    stride_y, stride_x = operation.stride
+    for number, tensor in enumerate(inputs):
+        y, x = divmod(number, stride_x)
+        expected = (-(-(height - y) // stride_y), -(-(width - x) // stride_x), channels)
+        _require(tensor.shape == expected, f"input {number} must be {expected}")
+        _check_same_quantization(tensor, output)
 
 
 def _check_weights(operation: Conv2d | Linear, channels: int) -> None:

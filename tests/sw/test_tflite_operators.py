@@ -85,6 +85,11 @@ def dilated_depthwise(writer: TfliteWriter, rng: Random, source: Record) -> Reco
     return writer.depthwise(source, pair(rng, 1, 3), (1, 1), padding(rng), pair(rng, 1, 4))
 
 
+def transposed(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    shape, stride = pair(rng, 1, 6), pair(rng, 1, 4)
+    return writer.transposed(source, int(rng.integers(1, 20)), shape, stride, padding(rng))
+
+
 def dense(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     image = writer.pool("MAX_POOL_2D", source, (3, 3), (3, 3), "SAME")
     return writer.dense(image, int(rng.integers(1, 60)))
@@ -141,6 +146,7 @@ BUILDS: dict[str, Build] = {
     "CONV_2D grouped": grouped,
     "DEPTHWISE_CONV_2D": depthwise,
     "DEPTHWISE_CONV_2D dilated": dilated_depthwise,
+    "TRANSPOSE_CONV": transposed,
     "FULLY_CONNECTED": dense,
     "FULLY_CONNECTED by pixel": dense_by_pixel,
     "AVERAGE_POOL_2D": pool("AVERAGE_POOL_2D"),

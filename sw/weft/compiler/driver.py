@@ -9,7 +9,7 @@ from weft.compiler.kernels import Kernel
 from weft.compiler.layout import pixel_pitch
 from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
-from weft.compiler.lower_copy import lower_concatenate, lower_pad
+from weft.compiler.lower_copy import lower_concatenate, lower_interleave, lower_pad
 from weft.compiler.lower_depthwise import lower_depthwise
 from weft.compiler.lower_vector import lower_multiply, lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan, plan_memory
@@ -23,6 +23,7 @@ from weft.ir import (
     Concatenate,
     Conv2d,
     Graph,
+    Interleave,
     Linear,
     MaxPool2d,
     Multiply,
@@ -156,6 +157,8 @@ def _lower(
                 lower_pad(task)
             case Concatenate():
                 lower_concatenate(task)
+            case Interleave():
+                lower_interleave(task)
             case Rescale():
                 lower_rescale(task)
     return context

@@ -12,6 +12,7 @@ from weft.ir import (
     Concatenate,
     Conv2d,
     Graph,
+    Interleave,
     MaxPool2d,
     Multiply,
     Operation,
@@ -99,7 +100,7 @@ class Kernel:
             case Concatenate():
                 widest = max(graph.tensor(name).shape[2] for name in operation.inputs)
                 return cls(operation, config, (height, width, widest), result)
-            case Add() | Subtract() | Multiply() | Rescale():
+            case Add() | Subtract() | Multiply() | Rescale() | Interleave():
                 return cls(operation, config, source, result)
             case _:
                 raise TypeError(f"{operation.kind} was to be rewritten by a pass")

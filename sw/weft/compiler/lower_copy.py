@@ -1,4 +1,4 @@
-"""Padding and concatenation: VECTOR copies codes from one place on chip to another."""
+"""Padding, concatenation, interleaving: VECTOR copies codes from one place on chip to another."""
 
 import dataclasses
 
@@ -13,10 +13,10 @@ from weft.compiler.vectors import (
     vector_read,
     window_fields,
 )
-from weft.ir import Concatenate, Pad
+from weft.ir import Concatenate, Interleave, Pad
 from weft_hw.instructions import OperandSource, Vector
 
-__all__ = ["lower_concatenate", "lower_pad"]
+__all__ = ["lower_concatenate", "lower_interleave", "lower_pad"]
 
 
 def lower_pad(task: LayerTask) -> None:
@@ -83,4 +83,44 @@ def lower_concatenate(task: LayerTask) -> None:
                 writes(Space.ACTIVATION, target.span(part)),
             )
             first += channels
+        task.finish(tile, target)
+
+
+def lower_interleave(task: LayerTask) -> None:
+    """Emit the copies of every input's pixels to their places: one VECTOR an input and tile."""
+    operation = task.kernel.operation
+    assert isinstance(operation, Interleave)
+    config = task.config
+    stride_y, stride_x = operation.stride
+    for tile in task.tiles():
+        target = task.destination(tile)
+        output = task.output_region(tile)
+        for position in range(len(operation.inputs)):
+            phase_y, phase_x = divmod(position, stride_x)
+            y0, y1 = (ceil_div(each - phase_y, stride_y) for each in (output.y0, output.y1))
+            x0, x1 = (ceil_div(each - phase_x, stride_x) for each in (output.x0, output.x1))
+            region = Region(y0, y1, x0, x1, output.c0, output.c1)
+            if region.empty:
+                continue
+            layout = task.operand(position, region)
+            counts = (tile.channels, 1, y1 - y0, x1 - x0, 1, 1)
+            part = dataclasses.replace(
+                output, y0=y0 * stride_y + phase_y, x0=x0 * stride_x + phase_x
+            )
+            fields = result_fields(target, part, counts, config)
+            fields["strides"] = pixel_strides(target, counts, config, operation.stride)[:4]
+            task.stream.emit(
+                Vector(
+                    counts=counts,
+                    a_source=OperandSource.ACTIVATION,
+                    a_address=layout.at(y0, x0, region.c0),
+                    a_strides=pixel_strides(layout, counts, config),
+                    clamp_low=-128,
+                    clamp_high=127,
+                    **fields,
+                ),
+                "interleave",
+                vector_read(task, tile, layout, region),
+                writes(Space.ACTIVATION, target.span(part)),
+            )
         task.finish(tile, target)

@@ -33,6 +33,7 @@ _DILATION = ("DilationHFactor", "DilationWFactor")
 _OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "CONV_2D": ("Conv2DOptions", (*_WINDOW, *_FUSED, *_DILATION)),
     "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", (*_WINDOW, *_FUSED, *_DILATION)),
+    "TRANSPOSE_CONV": ("TransposeConvOptions", (*_WINDOW, *_FUSED)),
     "FULLY_CONNECTED": ("FullyConnectedOptions", (*_FUSED, "WeightsFormat")),
     "AVERAGE_POOL_2D": ("Pool2DOptions", (*_WINDOW, *_FUSED, "FilterHeight", "FilterWidth")),
     "MAX_POOL_2D": ("Pool2DOptions", (*_WINDOW, *_FUSED, "FilterHeight", "FilterWidth")),

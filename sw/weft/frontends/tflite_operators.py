@@ -20,6 +20,7 @@ from weft.ir import (
     Concatenate,
     Conv2d,
     Dequantize,
+    Interleave,
     Linear,
     MaxPool2d,
     Multiply,
@@ -133,12 +134,12 @@ def _weights(
     return codes, scales
 
 
-def _bias(importer: Importer, filters: int) -> NDArray[np.int32] | None:
-    if not importer.has(2):
+def _bias(importer: Importer, filters: int, position: int = 2) -> NDArray[np.int32] | None:
+    if not importer.has(position):
         return None
-    bias = importer.constant(2, ("INT32",))
+    bias = importer.constant(position, ("INT32",))
     if bias.size != filters:
-        importer.refuse(f"has {bias.size} values for {filters} filters", importer.operand(2))
+        importer.refuse(f"has {bias.size} values for {filters} filters", importer.operand(position))
     return np.ascontiguousarray(bias.reshape(-1).astype(np.int32))
 
 
@@ -267,6 +268,90 @@ def _fully_connected(importer: Importer, operator: TfliteOperator) -> None:
         importer.reshape(source, vector, ".flatten")
         source = vector
     importer.emit(Linear, (source,), output, weights=weights, **fields)
+
+
+def _transpose_conv(importer: Importer, operator: TfliteOperator) -> None:
+    """A gather: output rows and columns of one phase (modulo the stride) are a convolution each.
+
+    Output row ``o`` gets input row ``y`` through tap ``k`` where ``o = y * stride - padding + k``.
+    For ``o = stride * t + phase`` these are the taps ``k = first + stride * j`` and the rows
+    ``y = t + shift - j``, with ``phase + padding = first + stride * shift``.
+    """
+    importer.expect((3, 4))
+    output = importer.result()
+    if len(importer.operand(2).shape) != 4 or len(output.shape) != 3:
+        importer.refuse("works on (batch, height, width, channels)")
+    source = importer.activation(2)
+    weights, scales = _weights(importer, 0, 4)
+    filters, *kernel, depth = weights.shape
+    if depth != source.shape[2] or filters != output.shape[2]:
+        importer.refuse(f"has {filters} filters of depth {depth} for {source.shape[2]} channels")
+    stride = _pair(importer, "StrideH", "StrideW")
+    # The padding is that of the convolution which this one transposes.
+    forward = _padding(importer, output, (kernel[0], kernel[1]), stride)
+    bias = _bias(importer, filters, 3)
+    clamp = _fused(importer, output)
+    phases = []
+    for phase_y in range(min(stride[0], output.shape[0])):
+        for phase_x in range(min(stride[1], output.shape[1])):
+            taps, around, sides = weights, [], []
+            for axis, phase in enumerate((phase_y, phase_x)):
+                taps, edges, size = _phase(
+                    taps,
+                    axis + 1,
+                    phase,
+                    stride[axis],
+                    forward[axis][0],
+                    source.shape[axis],
+                    output.shape[axis],
+                )
+                around.append(edges)
+                sides.append(size)
+            phases.append((taps, (around[0], around[1]), (*sides, filters)))
+    if len(phases) != stride[0] * stride[1]:
+        importer.refuse(f"has the stride {stride} for an output of {output.shape[:2]} pixels")
+    parts = []
+    for number, (taps, padding, shape) in enumerate(phases):
+        part = (
+            output if len(phases) == 1 else importer.between(output, f"phase{number}", shape=shape)
+        )
+        importer.emit(
+            Conv2d,
+            (source,),
+            part,
+            "" if len(phases) == 1 else f".phase{number}",
+            weights=np.ascontiguousarray(taps),
+            weight_scales=scales,
+            bias=bias,
+            padding=padding,
+            clamp=clamp,
+            rounding=Rounding.TWO_STEP,
+        )
+        parts.append(part)
+    if len(parts) > 1:
+        importer.emit(Interleave, tuple(parts), output, stride=stride)
+
+
+def _phase(
+    weights: NDArray[np.int8],
+    axis: int,
+    phase: int,
+    stride: int,
+    padding: int,
+    size: int,
+    result: int,
+) -> tuple[NDArray[np.int8], tuple[int, int], int]:
+    """Kernel along an axis, padding and output size of one phase of a transposed convolution."""
+    shift, first = divmod(phase + padding, stride)
+    count = -(-(result - phase) // stride)
+    taps = np.moveaxis(weights, axis, 0)[first::stride][::-1]
+    # Zeros in front of the kernel where it would begin inside the image, behind where it would end.
+    before = len(taps) - 1 - shift
+    taps = np.concatenate([np.zeros((max(-before, 0), *taps.shape[1:]), np.int8), taps])
+    before = max(before, 0)
+    behind = count - size - before + len(taps) - 1
+    taps = np.concatenate([taps, np.zeros((max(-behind, 0), *taps.shape[1:]), np.int8)])
+    return np.moveaxis(taps, 0, axis), (before, max(behind, 0)), count
 
 
 # Element by element ------------------------------------------------------------------------------
@@ -497,5 +582,6 @@ RULES: dict[str, Callable[[Importer, TfliteOperator], None]] = {
     "SQUEEZE": _reshape,
     "STRIDED_SLICE": _shape_arithmetic,
     "SUB": _elementwise(Subtract),
+    "TRANSPOSE_CONV": _transpose_conv,
 }
 """By the operator's name in the schema."""
