@@ -1,6 +1,7 @@
 """The TFLite front end: names and sources, and every refusal with its words."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tflite_writer import Node, Record, TfliteWriter
 from weft.compiler import compile_graph
 from weft.errors import UnsupportedModel
 from weft.frontends.tflite import graph_from_tflite_bytes
+from weft.frontends.tflite_reference import operators_page
 from weft_hw.config import PRESETS
 
 pytestmark = pytest.mark.tflite
@@ -300,6 +302,12 @@ def test_names_and_sources(rng: np.random.Generator) -> None:
     assert [each.output for each in graph.operations] == ["same", "same_2"]
     assert graph.operations[1].source == "operator 1 RELU6, same_2"
     assert graph.layout == "HWC"
+
+
+def test_committed_page_is_up_to_date() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    stale = "docs/tflite.md is out of date: run `python -m weft.frontends.tflite_reference docs`"
+    assert (docs / "tflite.md").read_text() == operators_page(), stale
 
 
 def small_file(rng: np.random.Generator) -> bytes:

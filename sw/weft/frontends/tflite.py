@@ -98,7 +98,7 @@ class _Importer:
                 self.refuse(f"weft has no such operator; it knows {', '.join(sorted(RULES))}")
             if any(each in self.tensors for each in operator.outputs):
                 self.refuse("computes a tensor that is given already")
-            rule(self, operator)
+            rule.apply(self, operator)
         self.operator = None
         for index in (*self.model.inputs, *self.model.outputs):
             if index not in self.tensors:
