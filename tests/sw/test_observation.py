@@ -5,6 +5,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from weft.errors import InputError, ProgramFormatError
 from weft.observation.disassembly import assemble, disassembly
 from weft.observation.occupancy import accesses, occupancy
 from weft.observation.page import report_page
-from weft.observation.timeline import Timeline
+from weft.observation.timeline import Slice, Timeline
 from weft.observation.traffic import moved_bytes
 from weft.program import Program
 from weft.session import Session
@@ -221,6 +222,27 @@ def test_sums_and_weights_last_until_they_are_used(program: Program) -> None:
         assert each.end == reader.retire
     for each in pieces:
         assert 0 <= each.start < each.end <= timeline.cycles
+
+
+def test_a_read_uses_only_what_was_written_last() -> None:
+    """Two loads overlap in weight bytes 50 to 100; tiles are read from 60 and then from 0."""
+    config = PRESETS["tiny"]
+    stream = [
+        Load(memory=Memory.WEIGHT, run_bytes=100, extent=1),
+        Load(memory=Memory.WEIGHT, address=50, run_bytes=100, extent=1),
+        Matrix(top_address=60, tile_stride=4),
+        Load(memory=Memory.WEIGHT, address=40, run_bytes=200, extent=1),
+        Matrix(top_address=0, tile_stride=4),
+        Matrix(top_address=90, tile_stride=4),
+    ]
+    slices = [
+        Slice(each.queue, 0, each, 0, number, "", 10 * number, 10 * number, 10 * number + 10)
+        for number, each in enumerate(stream)
+    ]
+    program = SimpleNamespace(config=config)
+    pieces = occupancy(SimpleNamespace(slices=slices, program=program))  # type: ignore[arg-type]
+    spans = [(each.low, each.start, each.end) for each in pieces if each.memory == Memory.WEIGHT]
+    assert spans == [(0, 0, 50), (50, 10, 30), (40, 30, 60)]
 
 
 def made_up_run(program: Program, rng: np.random.Generator) -> RunResult:

@@ -41,8 +41,8 @@ def ticks(end: float, count: int = 8) -> list[int]:
 class Roofline:
     """A plot of multiply-accumulates a cycle over multiply-accumulates a byte, both logarithmic.
 
-    ``roof`` is a polyline; ``points`` have x, y, radius, number, name and text; ``x_ticks`` and
-    ``y_ticks`` pairs of position and label.
+    ``roof`` is a polyline; ``points`` have x, y, radius, bound, text and label (one for those that
+    lie nearly at one place); ``x_ticks`` and ``y_ticks`` are pairs of position and label.
     """
 
     width: float
@@ -104,6 +104,7 @@ def roofline(program: Program, report: dict[str, Any]) -> Roofline | None:
             }
         )
     points.sort(key=lambda point: -point["radius"])
+    _label(points)
     return Roofline(
         width=ROOFLINE_WIDTH,
         height=ROOFLINE_HEIGHT,
@@ -114,6 +115,23 @@ def roofline(program: Program, report: dict[str, Any]) -> Roofline | None:
         x_ticks=[(place_x(value), f"{value:g}") for value in _decades(low_x, high_x)],
         y_ticks=[(place_y(value), f"{value:g}") for value in (*_decades(low_y, high_y), peak)],
     )
+
+
+def _label(points: list[dict[str, Any]]) -> None:
+    """Numbers beside circles; one label for those that cover each other."""
+    groups: list[list[dict[str, Any]]] = []
+    for point in points:
+        for group in groups:
+            first = group[0]
+            if math.hypot(first["x"] - point["x"], first["y"] - point["y"]) < first["radius"]:
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    for group in groups:
+        numbers = ", ".join(str(number) for number in sorted(each["number"] for each in group))
+        for each in group:
+            each["label"] = numbers if each is group[0] else ""
 
 
 def _position(layer: dict[str, Any]) -> tuple[float | None, float]:

@@ -64,10 +64,22 @@ def occupancy(timeline: Timeline) -> list[Piece]:
             if access.write:
                 _write(live[access.memory], pieces, access, each)
             else:
-                for piece in live[access.memory]:
-                    if piece.low < access.high and access.low < piece.high:
-                        piece.end = max(piece.end, each.retire)
+                _read(live[access.memory], access, each)
     return pieces
+
+
+def _read(live: list[Piece], access: Access, by: Slice) -> None:
+    """Each address was last written by the newest piece that has it: only that one is in use."""
+    left = [(access.low, access.high)]
+    for piece in reversed(live):
+        if any(piece.low < high and low < piece.high for low, high in left):
+            piece.end = max(piece.end, by.retire)
+            parts = [
+                part
+                for low, high in left
+                for part in ((low, min(high, piece.low)), (max(low, piece.high), high))
+            ]
+            left = [(low, high) for low, high in parts if low < high]
 
 
 def _write(live: list[Piece], pieces: list[Piece], access: Access, by: Slice) -> None:

@@ -1,5 +1,6 @@
 """The report of a run as one self-contained HTML page."""
 
+from pathlib import PurePath
 from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -51,6 +52,7 @@ def report_page(program: Program, report: dict[str, Any], result: RunResult | No
     template = page_environment().get_template("report.html.jinja")
     return template.render(
         report=report,
+        title=PurePath(report["model"]).name,
         summary=_summary(report, layers_timed),
         timed=report["cycles"] is not None,
         layers_timed=layers_timed,
