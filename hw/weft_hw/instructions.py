@@ -336,9 +336,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
         length=LOOPS_VECTOR,
         default=1,
     )
-    head: Head = bits(
-        2, "Reduction over the window.", kind=Head, supported=(Head.SUM, Head.MAXIMUM, Head.DOT)
-    )
+    head: Head = bits(2, "Reduction over the window.", kind=Head)
     a_source: OperandSource = bits(
         2,
         "Source of operand A: int8 activations or int32 accumulators.",

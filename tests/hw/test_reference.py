@@ -38,7 +38,7 @@ def test_every_field_has_a_row() -> None:
     "row",
     [
         "| last_lanes | u7 | 0 to 127 |",
-        "0 SUM, 1 MAXIMUM, 2 DOT; reserved, fault: 3 INDEX_OF_MAXIMUM",
+        "1 ACTIVATION, 2 ACCUMULATOR; reserved, fault: 0 NONE, 3 WEIGHT",
         "; without a name, fault: 5, 6, 7 | Use of operand B. |",
         "| 39:24 | signal | u16 | 0 to 65535 |",
         "0; others are reserved and fault",

@@ -75,7 +75,7 @@ def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
 
     source = (OperandSource.ACTIVATION, OperandSource.ACCUMULATOR)
     a_source, b_source = rng.choice(source), rng.choice([*source, OperandSource.WEIGHT])
-    head = rng.choice([Head.SUM, Head.MAXIMUM, Head.DOT])
+    head = rng.choice(list(Head))
     tail = rng.choice([Tail.NONE, Tail.ADD, Tail.MAXIMUM, Tail.PRODUCT, Tail.SELECT])
     if head == Head.DOT:
         a_source, tail = OperandSource.ACTIVATION, Tail.NONE

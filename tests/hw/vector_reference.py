@@ -159,9 +159,8 @@ def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> Non
         results = []
         for lane in range(config.columns):
             elements = []
-            for index in windows:
-                if not _exists(instruction, index):
-                    continue
+            existing = [index for index in windows if _exists(instruction, index)]
+            for index in existing:
                 a = _sum(instruction.a_address, instruction.a_strides, index)
                 if _is_accumulator(instruction, "a"):
                     elements.append(state.accumulator[a][lane])
@@ -173,6 +172,11 @@ def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> Non
                     elements[-1] *= byte - instruction.b_zero_point
             if instruction.head == Head.MAXIMUM:
                 value = max(elements, default=-(1 << 31))
+            elif instruction.head == Head.INDEX_OF_MAXIMUM:
+                value = 0
+                if elements:
+                    index = existing[elements.index(max(elements))]
+                    value = index[4] * instruction.counts[5] + index[5]
             else:
                 value = sum(elements)
             bias, multiplier, exponent = row[lane] if row else (0, 0, 0)

@@ -354,11 +354,12 @@ class ReferenceMachine:
 
     def _values(self, instruction: Vector, outer: tuple[int, ...]) -> list[int]:
         columns = self.config.columns
-        window, factors = [], []
+        window, factors, numbers = [], [], []
         for inner in nest(instruction.counts[4:]):
             index = outer + inner
             exists = not instruction.bounded or self._exists(instruction, index)
             if exists:
+                numbers.append(inner[0] * instruction.counts[5] + inner[1])
                 address = at(instruction.a_address, instruction.a_strides, index)
                 window.append(
                     self._operand(instruction.a_source, address, instruction.a_zero_point)
@@ -383,6 +384,8 @@ class ReferenceMachine:
                 value = sum(elements)
             elif instruction.head == Head.DOT:
                 value = sum(a * other[lane] for a, other in zip(elements, factors, strict=True))
+            elif instruction.head == Head.INDEX_OF_MAXIMUM:
+                value = numbers[elements.index(max(elements))] if elements else 0
             else:
                 value = max(elements, default=-(2**31))
             bias, multiplier, exponent = parameters[lane]

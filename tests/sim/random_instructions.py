@@ -313,7 +313,7 @@ class RandomInstructions:
         sources = [OperandSource.ACTIVATION, OperandSource.ACCUMULATOR]
         a_source, b_source = self.pick(sources), self.pick([*sources, OperandSource.WEIGHT])
         destination = self.pick([Memory.ACTIVATION, Memory.ACCUMULATOR])
-        head = self.pick([Head.SUM, Head.MAXIMUM, Head.DOT])
+        head = self.pick(list(Head))
         tail = self.pick([Tail.NONE, Tail.ADD, Tail.MAXIMUM, Tail.PRODUCT, Tail.SELECT])
         if head is Head.DOT:
             a_source, tail = OperandSource.ACTIVATION, Tail.NONE

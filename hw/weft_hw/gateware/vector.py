@@ -265,6 +265,7 @@ class VectorEngine(wiring.Component):
         lanes = [(fields.last_lanes == 0) | (fields.last_lanes > lane) for lane in range(columns)]
         m.d.sync += [
             controls.head_maximum.eq(fields.head == Head.MAXIMUM),
+            controls.head_index.eq(fields.head == Head.INDEX_OF_MAXIMUM),
             controls.head_dot.eq(fields.head == Head.DOT),
             controls.a_wide.eq(fields.a_source == OperandSource.ACCUMULATOR),
             controls.a_zero_point.eq(fields.a_zero_point),

@@ -53,6 +53,7 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "head_maximum": 1,
+            "head_index": 1,  # of the maximum
             "head_dot": 1,
             "a_wide": 1,  # operand from accumulators
             "a_zero_point": signed(8),

@@ -14,9 +14,11 @@ from weft_hw.gateware.vector_layouts import (
     controls_layout,
     token_layout,
 )
+from weft_hw.instructions import COUNT_BITS
 
 __all__ = ["VectorWindow", "window_latency"]
 
+NUMBER_BITS = 2 * COUNT_BITS  # of an element in its window
 FACTOR_BITS = 9  # of an int8 element less its zero point
 
 
@@ -28,7 +30,7 @@ def window_latency(config: AcceleratorConfig) -> int:
 class VectorWindow(wiring.Component):
     """Reduces a window, in every lane::
 
-        head = sum or maximum of A, or sum of A * B
+        head = sum or maximum of A, number of the first A that is the maximum, or sum of A * B
 
     with sums modulo 2^32. One window element enters a cycle, a head is ready for each last one,
     :func:`window_latency` cycles after it, without back-pressure::
@@ -104,7 +106,7 @@ class VectorWindow(wiring.Component):
             window = stages[0].window
             m.d.sync += stages[1].valid.eq(stages[0].valid & (~window.slides | window.last_tap))
             terms = self._elaborate_sliding(m, stages[0], stages[1], elements, taps)
-        self._elaborate_reduction(m, stages[-1], terms)
+        self._elaborate_reduction(m, stages[-2], stages[-1], terms)
         return m
 
     def _elaborate_products(
@@ -196,8 +198,10 @@ class VectorWindow(wiring.Component):
         ]
         return read.data
 
-    def _elaborate_reduction(self, m: Module, stage: data.View, terms: list[Signal]) -> None:
-        """The last register: the window's sum or maximum."""
+    def _elaborate_reduction(
+        self, m: Module, before: data.View, stage: data.View, terms: list[Signal]
+    ) -> None:
+        """The last register: the window's sum, maximum, or number of its maximum."""
         ready = Signal()  # it holds a finished head
         slot = Signal(reset_less=True)
         m.d.sync += ready.eq(stage.valid & stage.last)
@@ -205,14 +209,29 @@ class VectorWindow(wiring.Component):
             m.d.sync += slot.eq(stage.slot)
         m.d.comb += [self.closing.eq(stage), self.ready.eq(ready), self.slot.eq(slot)]
         maximum = control(m, self.controls, stage.slot, "head_maximum")
+        index = control(m, self.controls, stage.slot, "head_index")
+        number = Signal(NUMBER_BITS, reset_less=True)  # of the element in its window
+        found = Signal(reset_less=True)  # an element that exists
+        with m.If(before.valid):
+            m.d.sync += number.eq(Mux(before.first, 0, number + 1))
+        with m.If(stage.valid):
+            m.d.sync += found.eq(stage.exists | (found & ~stage.first))
         for lane, term in enumerate(terms):
             head = Signal(signed(32), name=f"head_{lane}", reset_less=True)
-            m.d.comb += self.head[lane].eq(head)
+            largest = Signal(signed(32), name=f"largest_{lane}", reset_less=True)
+            larger = Signal(name=f"larger_{lane}")
+            m.d.comb += [self.head[lane].eq(head), larger.eq(term > largest)]
             with m.If(stage.valid):
                 with m.If(stage.first):
-                    m.d.sync += head.eq(term)
+                    m.d.sync += head.eq(Mux(index, 0, term))
                 with m.Elif(maximum):
-                    with m.If(term > head):
+                    with m.If(larger):
                         m.d.sync += head.eq(term)
+                with m.Elif(index):
+                    with m.If(stage.exists & (larger | ~found)):
+                        m.d.sync += head.eq(number)
                 with m.Else():
                     m.d.sync += head.eq(head + term)
+                with m.If(maximum | index):
+                    with m.If(stage.first | (stage.exists & (larger | ~found))):
+                        m.d.sync += largest.eq(term)

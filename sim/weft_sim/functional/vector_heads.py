@@ -45,7 +45,8 @@ def make_head(nest: VectorNest, memories: Memories, scratch: Scratch) -> VectorH
     """The head of an instruction."""
     if nest.dot:
         return _Dot(nest, memories, scratch)
-    if nest.exists is None and nest.counts[4:] == (1, 1):
+    index = nest.instruction.head is Head.INDEX_OF_MAXIMUM
+    if nest.exists is None and nest.counts[4:] == (1, 1) and not index:
         return _Plain(nest, memories)
     return _Window(nest, memories, scratch)
 
@@ -68,7 +69,7 @@ class _Plain:
 
 
 class _Window:
-    """The sum or the maximum of operand A over the window loops.
+    """The sum or the maximum of operand A over the window loops, or the number of the maximum.
 
     Elements that do not exist are read as the zero point (sum) or the least value (maximum), so
     that they change nothing; only where a maximum has no element at all is the result replaced.
@@ -77,7 +78,8 @@ class _Window:
     def __init__(self, nest: VectorNest, memories: Memories, scratch: Scratch) -> None:
         instruction = nest.instruction
         self._memories, self._scratch = memories, scratch
-        self._maximum = instruction.head is Head.MAXIMUM
+        self._index = instruction.head is Head.INDEX_OF_MAXIMUM
+        self._maximum = self._index or instruction.head is Head.MAXIMUM
         self._wide = nest.a_wide
         self._zero_point = 0 if nest.a_wide else instruction.a_zero_point
         a = np.broadcast_to(nest.a, nest.counts).transpose(WINDOW_FIRST)
@@ -86,8 +88,12 @@ class _Window:
             exists = np.broadcast_to(nest.exists, nest.counts).transpose(WINDOW_FIRST)
         self._elements = nest.counts[4] * nest.counts[5]
         self._length = a.size // self._elements * nest.config.columns
+        self._columns = nest.config.columns
+        self._exists: NDArray[np.bool_] | None = None
+        if self._index and exists is not None:
+            self._exists = exists.reshape(self._elements, -1, 1)
         self._empty: NDArray[np.bool_] | None = None
-        if self._maximum and exists is not None:
+        if self._maximum and not self._index and exists is not None:
             empty: NDArray[np.bool_] = ~np.any(exists, axis=(0, 1))
             self._empty = empty if empty.any() else None
         if nest.a_wide:
@@ -118,6 +124,9 @@ class _Window:
             elements = self._scratch.get("bytes", np.int8, shape)
             fill = INT8.min if self._maximum else self._zero_point
             self._gather.read(self._gather.target(elements), fill)
+        if self._index:
+            out[...] = self._first_maximum(elements).reshape(out.shape)
+            return
         operation = np.maximum if self._maximum else np.add
         flat = out.reshape(self._length)
         operation.reduce(elements, axis=0, dtype=np.int32, out=flat)
@@ -126,6 +135,14 @@ class _Window:
             flat -= np.int32(count * self._zero_point)
         if self._empty is not None:
             out[self._empty] = INT32.min
+
+    def _first_maximum(self, elements: NDArray[Any]) -> NDArray[np.intp]:
+        """For each lane of each vector; an element that does not exist is none, 0 if all are."""
+        equal = elements == np.maximum.reduce(elements, axis=0)
+        if self._exists is not None:
+            equal = equal.reshape(self._elements, -1, self._columns) & self._exists
+        numbers: NDArray[np.intp] = np.argmax(equal, axis=0)
+        return numbers
 
 
 class _Dot:
