@@ -11,7 +11,7 @@ from weft.observation.occupancy import Piece, occupancy
 from weft.observation.places import short_name
 from weft.observation.timeline import Timeline
 from weft.program import Program, ProgramRegion
-from weft_hw.instructions import Memory, Queue
+from weft_hw.instructions import Matrix, Memory, Queue
 from weft_sim.device import RunResult
 
 __all__ = ["Roofline", "bus_levels", "engine_lanes", "memory_maps", "roofline", "ticks"]
@@ -41,14 +41,14 @@ def ticks(end: float, count: int = 8) -> list[int]:
 class Roofline:
     """A plot of multiply-accumulates a cycle over multiply-accumulates a byte, both logarithmic.
 
-    ``roof`` is a polyline; ``points`` have x, y, radius, bound, text and label (one for those that
+    ``roofs`` are polylines; ``points`` have x, y, radius, bound, text and label (one for those that
     lie nearly at one place); ``x_ticks`` and ``y_ticks`` are pairs of position and label.
     """
 
     width: float
     height: float
     plot: tuple[float, float, float, float]
-    roof: str
+    roofs: list[str]
     roof_text: str
     points: list[dict[str, Any]]
     x_ticks: list[tuple[float, str]]
@@ -62,7 +62,12 @@ def roofline(program: Program, report: dict[str, Any]) -> Roofline | None:
     direction. A layer that moves none is drawn at the right edge.
     """
     config = program.config
-    peak = float(config.rows * config.columns)
+    elements = config.rows * config.columns
+    packed = {
+        1 << each.weight_bits for _, each in program.decoded if isinstance(each, Matrix)
+    }  # narrow weights: several multiply-accumulates an element
+    peaks = [float(elements * each) for each in sorted(packed | {1})]
+    peak = peaks[-1]
     layers = [
         (number, layer)
         for number, layer in enumerate(report["layers"])
@@ -88,7 +93,11 @@ def roofline(program: Program, report: dict[str, Any]) -> Roofline | None:
         return round(bottom - share * (bottom - _TOP), 1)
 
     first = max(low_x, low_y / config.bus_bytes)
-    corners = [(first, first * config.bus_bytes), (ridge, peak), (high_x, peak)]
+    slope = [(first, first * config.bus_bytes), (ridge, peak)]
+    roofs = [
+        [*(slope if each == peak else []), (each / config.bus_bytes, each), (high_x, each)]
+        for each in peaks
+    ]
     most = max(layer["cycles"] for _, layer in layers)
     points = []
     for number, layer, x, y in known:
@@ -104,16 +113,18 @@ def roofline(program: Program, report: dict[str, Any]) -> Roofline | None:
             }
         )
     points.sort(key=lambda point: -point["radius"])
+    clear = [value for value in _decades(low_y, high_y) if all(_apart(value, p) for p in peaks)]
     _label(points)
     return Roofline(
         width=ROOFLINE_WIDTH,
         height=ROOFLINE_HEIGHT,
         plot=(_LEFT, _TOP, right, bottom),
-        roof=" ".join(f"{place_x(x)},{place_y(y)}" for x, y in corners),
-        roof_text=f"peak: {peak:,.0f} a cycle; bus: {config.bus_bytes} bytes a cycle each way",
+        roofs=[" ".join(f"{place_x(x)},{place_y(y)}" for x, y in each) for each in roofs],
+        roof_text=f"peak: {' or '.join(f'{each:,.0f}' for each in peaks)} a cycle; "
+        f"bus: {config.bus_bytes} bytes a cycle each way",
         points=points,
         x_ticks=[(place_x(value), f"{value:g}") for value in _decades(low_x, high_x)],
-        y_ticks=[(place_y(value), f"{value:g}") for value in (*_decades(low_y, high_y), peak)],
+        y_ticks=[(place_y(value), f"{value:g}") for value in (*clear, *peaks)],
     )
 
 
@@ -137,6 +148,11 @@ def _label(points: list[dict[str, Any]]) -> None:
 def _position(layer: dict[str, Any]) -> tuple[float | None, float]:
     moved = max(layer["loaded_bytes"], layer["stored_bytes"])
     return (layer["macs"] / moved if moved else None), layer["macs"] / layer["cycles"]
+
+
+def _apart(one: float, other: float) -> bool:
+    """Whether two labels of the roofline's axis have room for both."""
+    return not 0.6 < one / other < 1.6
 
 
 def _decades(low: float, high: float) -> list[float]:
