@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from weft.benchmarks.convolution import bench_convolution
+from weft.benchmarks.convolution_gradients import bench_gradients
 from weft.benchmarks.depthwise import bench_depthwise
 from weft.benchmarks.gemm import bench_gemm, kinds_of
+from weft.benchmarks.gradient_schedule import GradientSizes
 from weft.benchmarks.product import Addresses, Product, ProductKind
 from weft.benchmarks.product_schedule import product_program
 from weft.cli import main
@@ -169,13 +171,49 @@ def test_convolutions_are_exact(kernel: int, stride: int) -> None:
         assert result["macs"] > 0
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
+def test_random_gradients_of_convolutions_are_exact(
+    config: AcceleratorConfig, rng: np.random.Generator
+) -> None:
+    kinds = kinds_of(config, "all")
+    measured: set[str] = set()
+    for _ in range(12):
+        height, width, channels, filters = (int(size) for size in rng.integers(1, 9, 4))
+        sizes = GradientSizes(
+            config,
+            (height, width, channels, filters),
+            kernel=int(rng.integers(1, 6)),
+            stride=int(rng.integers(1, 4)),
+        )
+        results, left_out = bench_gradients(sizes, kinds, engine="functional", required=False)
+        measured |= {result["product"] for result in results}
+        assert len(results) + len(left_out) == len(kinds) - 1
+    one = GradientSizes(config, (1, 1, 1, 1), kernel=1, stride=1)
+    assert bench_gradients(one, kinds, engine="functional", required=True)[1] == {}
+    assert measured
+
+
 @pytest.mark.rtl
 def test_conv_command_on_rtl(capsys: pytest.CaptureFixture[str]) -> None:
     words = "bench conv --config tiny --shape 5 5 4 4 --kernel 3 --latency 9 --json"
     assert main(words.split()) == 0
-    (result,) = json.loads(capsys.readouterr().out)["results"]
-    assert result["macs"] == 25 * 9 * 16
-    assert 0 < result["utilization"] < 1
+    report = json.loads(capsys.readouterr().out)
+    assert [result["product"] for result in report["results"]] == ["Y", "dX", "dW"]
+    for result in report["results"]:
+        assert result["macs"] == 25 * 9 * 16
+        assert 0 < result["utilization"] < 1
+    assert report["left_out"] == {}
+
+
+def test_a_gradient_that_is_not_measured_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "bench conv --config tiny --shape 5 5 4 4 --stride 2 --engine functional"
+    assert main(words.split()) == 0
+    assert "dX is left out: dX is measured at stride 1, not 2" in capsys.readouterr().out
+    assert main([*words.split(), "--product", "dX"]) == 1
+    assert "dX is measured at stride 1" in capsys.readouterr().err
+    words = "bench conv --config tiny --shape 40 40 4 4 --engine functional --product dW"
+    assert main(words.split()) == 1
+    assert "X takes 6400 bytes of activations, of which there are 1536" in capsys.readouterr().err
 
 
 def test_gemm_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,7 +44,8 @@ class OuterProductSchedule(ProductMemories):
     """
 
     def __init__(self, product: Product, shift: int) -> None:
-        super().__init__(product, shift)
+        super().__init__(product.config, product.kind.value, shift)
+        self.product = product
         self.sizes = self._choose()
 
     def _choose(self) -> _Sizes:
@@ -107,8 +108,9 @@ class OuterProductSchedule(ProductMemories):
                 Memory.WEIGHT,
             )
             self._multiply(left, top, sums, overwrite=first == 0)
-        target = row * config.rows * product.result_pitch + column * config.columns
-        self.finish(sums, places.result + target, height * config.rows, width)
+        pitch = product.result_pitch
+        target = places.result + row * config.rows * pitch + column * config.columns
+        self.finish(sums, Block(target, height * config.rows, width * config.columns, pitch))
 
     def _load(self, key: tuple[int, int, int], dram: Block, memory: Memory) -> Block:
         """The block on chip, its runs behind one another."""

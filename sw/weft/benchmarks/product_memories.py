@@ -1,13 +1,13 @@
-"""Where a product's operands, sums and results lie on chip: rings that are filled round and round.
+"""Where operands, sums and results of products lie on chip: rings that are filled round and round.
 
 Results lie in activation banks of their own, so that STORE and VECTOR never meet MATRIX and LOAD;
 sums lie in the accumulators' banks by turns, so that MATRIX fills one while VECTOR reads another.
 """
 
 from weft.benchmarks.blocks import Block, requantize_block, scale_of, store_block
-from weft.benchmarks.product import Product
 from weft.compiler.context import Ring
 from weft.compiler.stream import Stream
+from weft_hw.config import AcceleratorConfig
 
 __all__ = ["ProductMemories"]
 
@@ -17,14 +17,15 @@ class ProductMemories:
 
     Parameters
     ----------
-    product : Product
+    config : AcceleratorConfig
+    name : str
+        Of the result.
     shift : int
         Of a gradient's scale.
     """
 
-    def __init__(self, product: Product, shift: int) -> None:
-        config = product.config
-        self.product, self.config, self.shift = product, config, shift
+    def __init__(self, config: AcceleratorConfig, name: str, shift: int) -> None:
+        self.config, self.name, self.shift = config, name, shift
         self.stream = Stream()
         self.result_base = config.activation_bytes * 3 // 4
         self.left = Ring(self.result_base)
@@ -39,17 +40,11 @@ class ProductMemories:
         start = self._banks[self._bank].place(None, rows)
         return self._bank * self.config.accumulator_rows + start
 
-    def finish(
-        self, sums: int, target: int, rows: int, width: int, parameters: int | None = None
-    ) -> None:
-        """Requantize and store ``rows`` by ``width`` column tiles of sums.
-
-        ``target`` is the DRAM address of the first result.
-        """
-        run, pitch = width * self.config.columns, self.product.result_pitch
-        result = Block(self.result_base + self.results.place(None, rows * run), rows, run, run)
+    def finish(self, sums: int, target: Block, parameters: int | None = None) -> None:
+        """Requantize a block of sums, of whole column tiles, and store it to DRAM."""
+        size = target.rows * target.run
+        address = self.result_base + self.results.place(None, size)
+        result = Block(address, target.rows, target.run, target.run)
         scale = scale_of(parameters, self.shift)
         requantize_block(self.stream, self.config, sums, result, scale)
-        store_block(
-            self.stream, Block(target, rows, run, pitch), result, f"store {self.product.kind.value}"
-        )
+        store_block(self.stream, target, result, f"store {self.name}")

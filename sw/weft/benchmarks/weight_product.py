@@ -72,7 +72,8 @@ class WeightProductSchedule(ProductMemories):
     """
 
     def __init__(self, product: Product, shift: int) -> None:
-        super().__init__(product, shift)
+        super().__init__(product.config, product.kind.value, shift)
+        self.product = product
         self.parameters = Ring(self.config.parameter_rows)
         self.loaded: dict[tuple[str, int], int] = {}
         # Tiles between neighbouring column tiles, and reduction tiles, of W in memory.
@@ -189,8 +190,9 @@ class WeightProductSchedule(ProductMemories):
         parameters = None
         if not self.product.transposed:
             parameters = self._load_parameters(number, places, column, width)
-        target = row * self.product.result_pitch + column * self.config.columns
-        self.finish(sums, places.result + target, rows, width, parameters)
+        columns, pitch = self.config.columns, self.product.result_pitch
+        target = places.result + row * pitch + column * columns
+        self.finish(sums, Block(target, rows, width * columns, pitch), parameters)
 
     def _load_weights(
         self, number: int, places: Addresses, column: int, width: int, first: int, depth: int

@@ -47,6 +47,13 @@ def simulators(
     output.result({"config": chosen.name, "results": results})
 
 
+ProductOption = Annotated[
+    str,
+    typer.Option(
+        "--product", help="Result, or gradient; all that there are.", metavar="Y|dX|dW|all"
+    ),
+]
+
 WeightBitsOption = Annotated[
     int,
     typer.Option("--weight-bits", help="Width of the weights, of the machine's.", metavar="8|4|2"),
@@ -63,10 +70,7 @@ def gemm(
     weight_bits: WeightBitsOption = 8,
     engine: EngineOption = "rtl",
     latency: LatencyOption = 20,
-    product: Annotated[
-        str,
-        typer.Option("--product", help="Which of them.", metavar="Y|dX|dW|all"),
-    ] = "all",
+    product: ProductOption = "all",
     repeat: Annotated[
         int, typer.Option("--repeat", min=1, help="Products back to back in one program.")
     ] = 1,
@@ -116,26 +120,44 @@ def convolution(
     weight_bits: WeightBitsOption = 8,
     engine: EngineOption = "rtl",
     latency: LatencyOption = 20,
+    product: ProductOption = "all",
     as_json: JsonOption = False,
 ) -> None:
-    """A compiled int8 convolution, padded by half its kernel, every element checked."""
+    """An int8 convolution, padded by half its kernel, and its gradients, every element checked.
+
+    The convolution is compiled; its gradients have schedules of their own, for operands that fit on
+    chip, dX for stride 1. What they do not cover is left out of all, with the reason.
+    """
     output = Output(as_json=as_json)
     chosen = load_config(config or "base16")
     from weft.benchmarks.convolution import bench_convolution
+    from weft.benchmarks.convolution_gradients import bench_gradients
+    from weft.benchmarks.gemm import kinds_of
+    from weft.benchmarks.gradient_schedule import GradientSizes
+    from weft.benchmarks.product import ProductKind
 
+    kinds = kinds_of(chosen, product, weight_bits)
     with output.stages() as stage:
         stage(f"{kernel} x {kernel} convolution on {engine}", None)
         options = _engine_options(engine, latency, stage)
-        results = bench_convolution(
-            chosen,
-            shape,
-            kernel,
-            engine=engine,
-            stride=stride,
-            weight_bits=weight_bits,
-            **options,
+        results = []
+        if ProductKind.Y in kinds:
+            results += bench_convolution(
+                chosen,
+                shape,
+                kernel,
+                engine=engine,
+                stride=stride,
+                weight_bits=weight_bits,
+                **options,
+            )
+        sizes = GradientSizes(chosen, shape, kernel, stride)
+        gradients, left_out = bench_gradients(
+            sizes, kinds, engine=engine, required=product != "all", **options
         )
-    _show(output, results)
+    _show(output, results + gradients)
+    for name, reason in left_out.items():
+        output.console.print(f"{name} is left out: {reason}")
     output.result(
         {
             "config": chosen.name,
@@ -145,7 +167,8 @@ def convolution(
             "stride": stride,
             "weight_bits": weight_bits,
             "latency": options.get("latency"),
-            "results": results,
+            "results": results + gradients,
+            "left_out": left_out,
         }
     )
 
