@@ -25,6 +25,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"{SEED_VARIABLE}={os.environ[SEED_VARIABLE]} {MODELS_VARIABLE}={models}"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have recorded as the property `modes`: counts of what occurred by chance."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, text in report.user_properties:
+                if name == "modes":
+                    terminalreporter.write_line(text)
+
+
 @pytest.fixture(scope="session")
 def seed() -> int:
     """The seed of this run: 1, or what WEFT_SEED says (a number, or `random`)."""
