@@ -189,8 +189,8 @@ FAULTS = (
     ),
     Fault(
         "matrix_rows.py",
-        "(nest.left.as_unsigned() > last_left)",
-        "(nest.left.as_unsigned() >= last_left)",
+        "(first.left.as_unsigned() > last_left)",
+        "(first.left.as_unsigned() >= last_left)",
         "the last row of the memory is refused",
         ("test_matrix_engine.py",),
     ),

@@ -74,7 +74,8 @@ class SystolicArray(wiring.Component):
         Number of the tile row.
     top : In(array of columns signed(9))
         One row of a tile, zero point already subtracted.
-    output_valid : Out(1)
+    output_valid, output_next : Out(1)
+        Sums leave in this cycle, and in the next one.
     sums : Out(array of columns signed(32))
     """
 
@@ -95,6 +96,7 @@ class SystolicArray(wiring.Component):
             "top_tag": In(range(config.rows)),
             "top": In(data.ArrayLayout(signed(TOP_BITS), config.columns)),
             "output_valid": Out(1),
+            "output_next": Out(1),
             "sums": Out(data.ArrayLayout(signed(SUM_BITS), config.columns)),
         }
         if config.rows == config.columns:
@@ -157,7 +159,7 @@ class SystolicArray(wiring.Component):
         swap = Signal(diagonals - 1)
         swaps = Cat(self.left_swap, swap)
         m.d.sync += [valid.eq(Cat(self.left_valid, valid)), swap.eq(swaps)]
-        m.d.comb += self.output_valid.eq(valid[-1])
+        m.d.comb += [self.output_valid.eq(valid[-1]), self.output_next.eq(valid[-2])]
         return [swaps[d] for d in range(diagonals)]
 
     def _split_control(self, m: Module, swap: list[Value]) -> tuple[list[Value], list[list[Value]]]:

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from amaranth.back import verilog as amaranth_verilog
+from amaranth.lib.wiring import Component
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.array import SystolicArray
 from weft_hw.gateware.machine import Machine
 from weft_hw.gateware.memory_text import tidy_memories
 from weft_hw.instructions import INSTRUCTIONS, WORD_BYTES, Queue
 from weft_hw.registers import DISPATCH_QUEUE, MACHINE_ID, REGISTERS, FaultCause
 
-__all__ = ["TOP_MODULE", "register_header", "verilog", "write_verilog"]
+__all__ = ["TOP_MODULE", "array_verilog", "register_header", "verilog", "write_verilog"]
 
 TOP_MODULE = "weft_top"
 
@@ -24,12 +26,21 @@ def verilog(config: AcceleratorConfig) -> str:
     The text depends on the configuration and the versions of weft and Amaranth alone, so that its
     hash can name a cached simulator.
     """
+    return _converted(Machine(config))
+
+
+def array_verilog(config: AcceleratorConfig) -> str:
+    """The systolic array alone, with the same name for its top."""
+    return _converted(SystolicArray(config))
+
+
+def _converted(component: Component) -> str:
     # Yosys differs between installations; the one that comes with Amaranth does not.
     previous = os.environ.get("AMARANTH_USE_YOSYS")
     os.environ["AMARANTH_USE_YOSYS"] = "builtin"
     try:
         text: str = amaranth_verilog.convert(
-            Machine(config), name=TOP_MODULE, emit_src=False, strip_internal_attrs=True
+            component, name=TOP_MODULE, emit_src=False, strip_internal_attrs=True
         )
         return tidy_memories(text)
     finally:

@@ -31,7 +31,7 @@ class MatrixEngine(wiring.Component):
     A :class:`TileLoader` requests weight tiles or top rows; the row nest requests left rows, which
     pass
 
-        nest -> request register -> left memory -> zero point -> array -> accumulator memory
+        nest -> checks -> request queue -> left memory -> zero point -> array -> accumulator memory
 
     without back-pressure once the left memory has accepted them. A row that lies out of bounds
     takes its turn without a request. The order of the two streams is decided by the requests: see
@@ -311,6 +311,9 @@ class MatrixEngine(wiring.Component):
         settling = Signal(UPDATE_LATENCY)
         drained = Signal()
         leaves = array.output_valid
+        token = Signal(shape, name="token", reset_less=True)  # of the sums that leave
+        with m.If(array.output_next):
+            m.d.sync += token.eq(read.data)
         m.d.comb += [
             write.en.eq((row.issued & ~current.streams) | drain.sums),
             write.addr.eq(pushed[:-1]),
@@ -319,17 +322,17 @@ class MatrixEngine(wiring.Component):
             write.data.drop.eq(~drain.sums & current.drop),
             write.data.last.eq(Mux(drain.sums, drain.last, current.last)),
             read.addr.eq(popped[:-1]),
-            update.valid.eq(leaves & ~read.data.drop),
-            update.address.eq(read.data.address),
-            update.add.eq(read.data.add),
+            update.valid.eq(leaves & ~token.drop),
+            update.address.eq(token.address),
+            update.add.eq(token.add),
             update.data.eq(array.sums.as_value()),
             self.engine.retire.eq(retiring[-1] & ~self._halted),
-            drained.eq((pushed == popped) & ~settling.any() & ~drain.sums),
+            drained.eq((pushed == popped) & ~leaves & ~settling.any() & ~drain.sums),
         ]
         m.d.sync += [
             pushed.eq(pushed + write.en),
-            popped.eq(popped + leaves),
-            retiring.eq(Cat(leaves & read.data.last, retiring)),
+            popped.eq(popped + array.output_next),
+            retiring.eq(Cat(leaves & token.last, retiring)),
             settling.eq(Cat(leaves, settling)),
         ]
         return drained
@@ -342,7 +345,7 @@ class MatrixEngine(wiring.Component):
         reported = Signal()
         fault = engine.fault
         tile_missing = ~loader.loaded & Mux(row.valid, row.current.swap, row.bad & row.swap)
-        row_reached = row.bad & ~row.valid & (loader.loaded | ~row.swap)
+        row_reached = row.bad & (loader.loaded | ~row.swap)
         with m.If(loader.bad & tile_missing):
             m.d.comb += [
                 fault.valid.eq(1),
@@ -357,7 +360,7 @@ class MatrixEngine(wiring.Component):
                 fault.instruction.eq(row.offset),
                 fault.address.eq(row.bad_address),
             ]
-        with m.Elif(front.valid & (front.unsupported | front.zero) & ~row.active & ~row.valid):
+        with m.Elif(front.valid & (front.unsupported | front.zero) & ~row.active & ~row.pending):
             m.d.comb += [
                 fault.valid.eq(1),
                 fault.cause.eq(
@@ -371,7 +374,7 @@ class MatrixEngine(wiring.Component):
             m.d.sync += reported.eq(1)
         m.d.comb += [
             self._halted.eq(reported | engine.stop),
-            engine.busy.eq(front.valid | row.active | row.valid | ~drained),
+            engine.busy.eq(front.valid | row.active | row.pending | ~drained),
             engine.bus_busy.eq(Const(0)),
         ]
 

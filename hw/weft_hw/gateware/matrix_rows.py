@@ -8,6 +8,7 @@ from amaranth.lib import data
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
+from weft_hw.gateware.row_queue import RowQueue
 from weft_hw.instructions import (
     LOOPS_MATRIX,
     ROW_BITS,
@@ -60,7 +61,7 @@ def row_layout(config: AcceleratorConfig) -> data.StructLayout:
 
 
 def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> SimpleNamespace:
-    """All seven loops, one left row a step; the nest's current row is checked here.
+    """All seven loops, one left row a step; rows are checked and wait in a queue.
 
     Parameters
     ----------
@@ -75,8 +76,10 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
     -------
     SimpleNamespace
         ``valid``, ``current``: the request register (:func:`row_layout`), emptied by ``issued``,
-        which the caller drives; ``active``, ``offset``: an instruction is in the nest, and which;
-        ``bad``, ``bad_address``, ``swap``: of the nest's row, which never enters the register.
+        which the caller drives; ``pending``: rows wait in it or behind it; ``active``: an
+        instruction is in the nest, or its rows are being checked. ``bad``: all rows before one that
+        is wrong, which itself never enters the register, have been requested; ``bad_address``,
+        ``swap`` and ``offset`` of its instruction belong to it.
     """
     streams = {
         "left": LEFT_ADDRESS_BITS,
@@ -115,78 +118,139 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
             nest.x_strides[i].eq(held.x_steps[i]),
         ]
 
+    queue = RowQueue(row_layout(config))
+    m.submodules.row_queue = queue
+    checked = _checked(m, config, held, offset, nest, step)
+    stuck = Signal(name="row_stuck")  # at a row that is wrong, for ever
+    bad_address = Signal(signed(LEFT_ADDRESS_BITS), name="bad_address", reset_less=True)
+    bad_swap = Signal(name="bad_swap", reset_less=True)
+    bad_offset = Signal.like(offset, name="bad_offset", reset_less=True)
+    m.d.comb += [
+        step.eq(active & nest.ready & queue.room & ~stuck),
+        queue.promise.eq(step),
+        queue.i_valid.eq(checked.valid & ~checked.bad & ~stuck),
+        queue.i.eq(checked.row),
+    ]
+    with m.If(checked.valid & checked.bad & ~stuck):
+        m.d.sync += [
+            stuck.eq(1),
+            bad_address.eq(checked.bad_address),
+            bad_swap.eq(checked.row.swap),
+            bad_offset.eq(checked.offset),
+        ]
+    return SimpleNamespace(
+        active=active | checked.busy | stuck,
+        bad=stuck & ~queue.pending,
+        bad_address=bad_address,
+        swap=bad_swap,
+        offset=bad_offset,
+        valid=queue.o_valid,
+        pending=queue.pending,
+        issued=queue.taken,
+        current=queue.o,
+    )
+
+
+def _checked(
+    m: Module,
+    config: AcceleratorConfig,
+    held: data.View,
+    offset: Signal,
+    nest: LoopNest,
+    step: Signal,
+) -> SimpleNamespace:
+    """Two cycles behind a step: its row, and whether it is wrong.
+
+    One cycle compares coordinates and works out the last accumulator row of a tile, the other one
+    compares addresses.
+    """
+    stationary = held.dataflow == Dataflow.OUTPUT_STATIONARY
     inside = Signal(name="inside")
     reads = Signal(name="reads")
-    counts = Signal(name="counts")
-    opens = Signal(name="opens_tile")
-    closes = Signal(name="closes_tile")
     writes = Signal(name="writes")
-    swap = Signal(name="nest_swap")
+    closes = Signal(name="closes_tile")
+    opens = Signal(name="opens_tile")
+    side_bits = (config.rows - 1).bit_length()
+    distance = (held.tile_stride << side_bits) - held.tile_stride
+    reach = Signal(signed(len(distance)), name="tile_reach", reset_less=True)
+    end = Signal(signed(len(reach) + 1), name="tile_end", reset_less=True)
+    # The nest is not ready before the second cycle behind a start.
+    m.d.sync += reach.eq(Mux(stationary, distance, 0))
     m.d.comb += [
         # Compared as unsigned numbers, negative ones are too large as well.
         inside.eq((nest.y.as_unsigned() < held.y_extent) & (nest.x.as_unsigned() < held.x_extent)),
         reads.eq((held.bounds != Bounds.LEFT) | inside),
-        counts.eq(reads & ((held.bounds != Bounds.TOP) | inside)),
         opens.eq(nest.first[ROW_LOOPS].all()),
         closes.eq(stationary & nest.last[ROW_LOOPS].all()),
         writes.eq(
             Mux(stationary, closes, (held.bounds != Bounds.ACCUMULATOR) | inside),
         ),
-        swap.eq(Mux(stationary, (held.bounds != Bounds.TOP) | inside, opens)),
     ]
-
-    modes = len(config.weight_modes)
-    last_left: Value = Const(config.activation_bytes - config.rows)
-    for split in range(1, modes):
-        end_of_mode = config.activation_bytes - (config.rows << split)
-        last_left = Mux(held.weight_bits == split, end_of_mode, last_left)
-    side_bits = (config.rows - 1).bit_length()
-    reach = (held.tile_stride << side_bits) - held.tile_stride
-    end = Signal(signed(len(reach) + 1), name="tile_end")  # the last accumulator row of a tile
-    left_bad = Signal(name="left_bad")
-    first_bad = Signal(name="accumulator_bad")
-    end_bad = Signal(name="tile_end_bad")
-    total = config.accumulator_total_rows
-    m.d.comb += [
-        end.eq(nest.accumulator + Mux(stationary, reach, 0)),
-        left_bad.eq(reads & (nest.left.as_unsigned() > last_left)),
-        first_bad.eq(writes & (nest.accumulator.as_unsigned() >= total)),
-        end_bad.eq(writes & (end.as_unsigned() >= total)),
-    ]
-    bad = left_bad | first_bad | end_bad
-
-    valid = Signal(name="row_valid")
-    issued = Signal(name="row_issued")
-    current = Signal(row_layout(config), name="row", reset_less=True)
-    adds = held.accumulate == Accumulate.ALWAYS_ADD
-    m.d.comb += step.eq(active & nest.ready & ~bad & (~valid | issued))
+    first = SimpleNamespace(
+        valid=Signal(name="stepped"),
+        offset=Signal.like(offset, name="stepped_offset", reset_less=True),
+        row=Signal(row_layout(config), name="stepped_row", reset_less=True),
+        left=Signal.like(nest.left, name="stepped_left", reset_less=True),
+        accumulator=Signal.like(nest.accumulator, name="stepped_accumulator", reset_less=True),
+    )
+    writes_row = Signal(name="stepped_writes", reset_less=True)
+    m.d.sync += first.valid.eq(step)
     with m.If(step):
+        row = first.row
+        adds = held.accumulate == Accumulate.ALWAYS_ADD
         m.d.sync += [
-            valid.eq(1),
-            current.address.eq(nest.left),
-            current.zero_point.eq(held.left_zero_point),
-            current.reads.eq(reads),
-            current.counts.eq(counts),
-            current.swap.eq(swap),
-            current.streams.eq(stationary),
-            current.closes.eq(closes),
-            current.accumulator.eq(end),
-            current.row_stride.eq(held.tile_stride),
-            current.add.eq(adds | (~stationary & ~nest.first[REDUCTION_LOOPS].all())),
-            current.drop.eq(~writes),
-            current.last.eq(nest.finished),
+            first.offset.eq(offset),
+            first.left.eq(nest.left),
+            first.accumulator.eq(nest.accumulator),
+            end.eq(nest.accumulator + reach),
+            writes_row.eq(writes),
+            row.address.eq(nest.left),
+            row.zero_point.eq(held.left_zero_point),
+            row.reads.eq(reads),
+            row.counts.eq(reads & ((held.bounds != Bounds.TOP) | inside)),
+            row.swap.eq(Mux(stationary, (held.bounds != Bounds.TOP) | inside, opens)),
+            row.streams.eq(stationary),
+            row.closes.eq(closes),
+            row.row_stride.eq(held.tile_stride),
+            row.add.eq(adds | (~stationary & ~nest.first[REDUCTION_LOOPS].all())),
+            row.drop.eq(~writes),
+            row.last.eq(nest.finished),
         ]
-        if modes > 1:
-            m.d.sync += current.split.eq(held.weight_bits)
-    with m.Elif(issued):
-        m.d.sync += valid.eq(0)
+        if "split" in row.shape().members:
+            m.d.sync += row.split.eq(held.weight_bits)
+
+    last_left: Value = Const(config.activation_bytes - config.rows)
+    for split in range(1, len(config.weight_modes)):
+        end_of_mode = config.activation_bytes - (config.rows << split)
+        last_left = Mux(first.row.split == split, end_of_mode, last_left)
+    total = config.accumulator_total_rows
+    valid = Signal(name="checked")
+    second = Signal(row_layout(config), name="checked_row", reset_less=True)
+    checked_offset = Signal.like(offset, name="checked_offset", reset_less=True)
+    left = Signal.like(nest.left, name="checked_left", reset_less=True)
+    accumulator = Signal.like(nest.accumulator, name="checked_accumulator", reset_less=True)
+    checked_end = Signal.like(end, name="checked_end", reset_less=True)
+    left_bad = Signal(name="left_bad", reset_less=True)
+    first_bad = Signal(name="accumulator_bad", reset_less=True)
+    end_bad = Signal(name="tile_end_bad", reset_less=True)
+    m.d.sync += valid.eq(first.valid)
+    with m.If(first.valid):
+        m.d.sync += [
+            second.eq(first.row),
+            second.accumulator.eq(end),
+            checked_offset.eq(first.offset),
+            left.eq(first.left),
+            accumulator.eq(first.accumulator),
+            checked_end.eq(end),
+            left_bad.eq(first.row.reads & (first.left.as_unsigned() > last_left)),
+            first_bad.eq(writes_row & (first.accumulator.as_unsigned() >= total)),
+            end_bad.eq(writes_row & (end.as_unsigned() >= total)),
+        ]
     return SimpleNamespace(
-        active=active,
-        bad=active & nest.ready & bad,
-        bad_address=Mux(left_bad, nest.left, Mux(first_bad, nest.accumulator, end)),
-        swap=swap,
-        offset=offset,
         valid=valid,
-        issued=issued,
-        current=current,
+        busy=first.valid | valid,
+        row=second,
+        offset=checked_offset,
+        bad=left_bad | first_bad | end_bad,
+        bad_address=Mux(left_bad, left, Mux(first_bad, accumulator, checked_end)),
     )
