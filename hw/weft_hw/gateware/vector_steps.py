@@ -312,11 +312,11 @@ class VectorSteps(wiring.Component):
             write.data.eq(arriving),
             write.en.eq(arrives),
             loads.eq((waiting != 0) & (~self.valid | self.leaves)),
-            room.eq(occupied != STEP_ENTRIES),
         ]
         m.d.sync += [
             waiting.eq(waiting + arrives - loads),
             loaded.eq(loads),
+            room.eq(occupied < STEP_ENTRIES - 1),  # one may be taken meanwhile
             occupied.eq(occupied + take - loaded),
         ]
         with m.If(arrives):

@@ -24,7 +24,7 @@ FACTOR_BITS = 9  # of an int8 element less its zero point
 
 def window_latency(config: AcceleratorConfig) -> int:
     """Cycles from the last token of a window to its head."""
-    return 3 if config.depthwise_taps == 1 else 4
+    return 3 if config.depthwise_taps == 1 else 5
 
 
 class VectorWindow(wiring.Component):
@@ -35,7 +35,8 @@ class VectorWindow(wiring.Component):
     with sums modulo 2^32. One window element enters a cycle, a head is ready for each last one,
     :func:`window_latency` cycles after it, without back-pressure::
 
-        1 operands | 2 products | 3 sum of products (with window registers only) | 4 window
+        operands | product | window                                    without window registers
+        operands | factors | products | sum of products | window       with them
 
     Window registers: where the windows of a dot product slide (see :class:`VectorSliding`), the
     last two elements of each of its rows and the three taps of each row are kept. An element that
@@ -105,7 +106,7 @@ class VectorWindow(wiring.Component):
             # Elements that only enter the window registers go no further.
             window = stages[0].window
             m.d.sync += stages[1].valid.eq(stages[0].valid & (~window.slides | window.last_tap))
-            terms = self._elaborate_sliding(m, stages[0], stages[1], elements, taps)
+            terms = self._elaborate_sliding(m, stages, elements, taps)
         self._elaborate_reduction(m, stages[-2], stages[-1], terms)
         return m
 
@@ -128,12 +129,12 @@ class VectorWindow(wiring.Component):
     def _elaborate_sliding(
         self,
         m: Module,
-        stage_1: data.View,
-        stage_2: data.View,
+        stages: list[data.View],
         elements: list[Signal],
         taps: list[Signal],
     ) -> list[Signal]:
         """Window registers, up to three products, their sum."""
+        stage_1, stage_2, stage_3 = stages[:3]
         lanes, window = range(len(elements)), stage_1.window
         factors = [element[:FACTOR_BITS].as_signed() for element in elements]
         enters = Signal()
@@ -150,33 +151,41 @@ class VectorWindow(wiring.Component):
             for tap, here in enumerate(at_tap)
         ]
 
-        dot = control(m, self.controls, stage_1.slot, "head_dot", "_1")
         dot_2 = control(m, self.controls, stage_2.slot, "head_dot", "_2")
+        dot_3 = control(m, self.controls, stage_3.slot, "head_dot", "_3")
         # A tap that is just being loaded is not in its register yet.
         is_kept = window.slides & ~window.loads
         terms = []
         for lane in lanes:
             place = slice(FACTOR_BITS * lane, FACTOR_BITS * (lane + 1))
-            newest = Signal(signed(FACTOR_BITS), name=f"newest_tap_{lane}")
+            element = Signal(signed(32), name=f"newest_{lane}", reset_less=True)
+            newest = Signal(signed(FACTOR_BITS), name=f"newest_tap_{lane}", reset_less=True)
             term = Signal(signed(32), name=f"term_{lane}", reset_less=True)
-            others = [
-                Signal(signed(2 * FACTOR_BITS), name=f"product_{i}_{lane}", reset_less=True)
-                for i in range(WINDOW_TAPS - 1)
-            ]
             total = Signal(signed(32), name=f"total_{lane}", reset_less=True)
-            m.d.comb += newest.eq(Mux(is_kept, weights[-1][place], taps[lane]))
             with m.If(stage_1.valid):
-                with m.If(dot):
-                    m.d.sync += term.eq(factors[lane] * newest)
-                    for i, product in enumerate(others):
-                        old = kept[i][place].as_signed() * weights[-2 - i][place].as_signed()
-                        m.d.sync += product.eq(Mux(window.slides, old, 0))
-                with m.Else():
-                    m.d.sync += term.eq(elements[lane])
+                m.d.sync += element.eq(elements[lane])
+                m.d.sync += newest.eq(Mux(is_kept, weights[-1][place], taps[lane]))
+            products = []
+            for i in range(WINDOW_TAPS - 1):
+                old = Signal(signed(FACTOR_BITS), name=f"old_{i}_{lane}", reset_less=True)
+                tap = Signal(signed(FACTOR_BITS), name=f"old_tap_{i}_{lane}", reset_less=True)
+                product = Signal(
+                    signed(2 * FACTOR_BITS), name=f"product_{i}_{lane}", reset_less=True
+                )
+                with m.If(enters):
+                    m.d.sync += [old.eq(kept[i][place]), tap.eq(weights[-2 - i][place])]
+                with m.If(stage_2.valid & dot_2):
+                    m.d.sync += product.eq(Mux(stage_2.window.slides, old * tap, 0))
+                products.append(product)
             with m.If(stage_2.valid):
                 with m.If(dot_2):
+                    m.d.sync += term.eq(element[:FACTOR_BITS].as_signed() * newest)
+                with m.Else():
+                    m.d.sync += term.eq(element)
+            with m.If(stage_3.valid):
+                with m.If(dot_3):
                     product = term[: 2 * FACTOR_BITS].as_signed()
-                    m.d.sync += total.eq(product + others[0] + others[1])
+                    m.d.sync += total.eq(product + products[0] + products[1])
                 with m.Else():
                     m.d.sync += total.eq(term)
             terms.append(total)
