@@ -16,6 +16,7 @@ from weft.compiler import compile_graph
 from weft.errors import UnsupportedModel
 from weft.frontends.tflite import graph_from_tflite_bytes
 from weft.frontends.tflite_reference import operators_page
+from weft.session import Session
 from weft_hw.config import PRESETS
 
 pytestmark = pytest.mark.tflite
@@ -288,6 +289,22 @@ def test_reshape_that_moves_elements_is_refused(rng: np.random.Generator) -> Non
     graph = graph_from_tflite_bytes(writer.model(out))
     with pytest.raises(UnsupportedModel, match=r"reshape_1 \(operator 1 RESHAPE, t2\): reshapes"):
         compile_graph(graph, PRESETS["base16"])
+
+
+def test_shift_beyond_32_bits_is_refused(rng: np.random.Generator) -> None:
+    """TFLite's kernels leave it undefined; just below the limit they agree."""
+    for exponent, fits in ((-23, False), (-20, True)):
+        writer = TfliteWriter(rng)
+        source = image(writer, scales=(1.0,), zero_points=(-128,))
+        fields = {"scales": (2.0**exponent,), "zero_points": (0,)}
+        out = writer.unary("QUANTIZE", source, **fields)
+        graph = graph_from_tflite_bytes(writer.model(out))
+        if fits:
+            with Session(compile_graph(graph, PRESETS["tiny"]), engine="functional") as session:
+                np.testing.assert_array_equal(session.run(source.values), out.values)
+            continue
+        with pytest.raises(UnsupportedModel, match=r"quantize_0 \(.*could leave 32 bits; quantize"):
+            compile_graph(graph, PRESETS["tiny"])
 
 
 def test_names_and_sources(rng: np.random.Generator) -> None:

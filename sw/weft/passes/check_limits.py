@@ -1,16 +1,29 @@
 """Refusal of what the machine's arithmetic or descriptors cannot express, layer by layer."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weft.errors import UnsupportedModel
-from weft.ir import AveragePool2d, Conv2d, Graph, MaxPool2d, Operation, Pad
+from weft.ir import (
+    AveragePool2d,
+    Conv2d,
+    Graph,
+    MaxPool2d,
+    Multiply,
+    Operation,
+    Pad,
+    Rescale,
+)
 from weft.passes.base import Pass
 from weft_hw.instructions import Rounding
 
 __all__ = ["CheckLimits"]
+
+Refuse = Callable[[str], None]
 
 LARGEST_SIDE = 4095  # the coordinates' extents have 12 bits
 LARGEST_STEP = 127  # and their steps 8, signed
@@ -42,6 +55,21 @@ class CheckLimits(Pass):
         return graph
 
 
+def _left_shift(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The power of two by which a two-step rounding multiplies first, as TFLite does."""
+    return np.exp2(np.maximum(np.frexp(ratios)[1], 0))
+
+
+def _check_shift(
+    operation: Conv2d | Rescale | Multiply, largest: NDArray[np.float64], refuse: Refuse
+) -> None:
+    if operation.rounding == Rounding.TWO_STEP and largest.max() > LARGEST_SUM:
+        refuse(
+            "its inputs' scale is so much larger than its output's that values shifted to the "
+            "output's scale could leave 32 bits; quantize the output more coarsely"
+        )
+
+
 def _check(operation: Operation, graph: Graph) -> None:
     def refuse(text: str) -> None:
         source = f" ({operation.source})" if operation.source else ""
@@ -59,6 +87,14 @@ def _check(operation: Operation, graph: Graph) -> None:
             sums = sums + np.abs(operation.bias.astype(np.int64))
         if sums.max() > LARGEST_SUM:
             refuse(f"the sum of channel {int(sums.argmax())} could leave 32 bits")
+        source, result = (graph.tensor(operation.inputs[0]), graph.tensor(operation.output))
+        ratios = source.scale * operation.weight_scales / result.scale
+        _check_shift(operation, sums * _left_shift(ratios), refuse)
+    if isinstance(operation, Rescale | Multiply):
+        tensors = [graph.tensor(name) for name in operation.inputs]
+        largest = math.prod(max(127 - each.zero_point, each.zero_point + 128) for each in tensors)
+        ratio = math.prod(each.scale for each in tensors) / graph.tensor(operation.output).scale
+        _check_shift(operation, largest * _left_shift(np.array([ratio])), refuse)
     if isinstance(operation, Conv2d | MaxPool2d | AveragePool2d):
         if max(operation.stride) > LARGEST_STEP:
             refuse(f"stride {operation.stride}: at most {LARGEST_STEP} is supported")
