@@ -248,7 +248,8 @@ def _cost(kernel: Kernel, where: Where, tiling: Tiling) -> float:
     vectors = tiling.channel_tiles * tiling.rows * tiling.columns
     vector, latency = _vector_cycles(kernel, vectors)
     fetched = Vector.size * (3 if kernel.adds else 1)
-    if not kernel.is_convolution and not where.spilled_inputs and not where.spilled_output:
+    alone = not kernel.is_convolution and not kernel.is_depthwise  # without weights to load
+    if alone and not where.spilled_inputs and not where.spilled_output:
         # All but the last tile can run beside the layer before (weft.compiler.overlap).
         return vector + latency + BESIDE * (tiles - 1) * (vector + latency)
     matrix = store = load = turns = 0.0
