@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +19,12 @@ __all__ = ["TOP", "Recipe", "compiled"]
 
 TOP = "weft_top"
 """Name of the top module."""
+
+_ON_CHIP = re.compile(
+    rf" ({TOP}__DOT__core__DOT__(activation|weight|accumulator|parameter)__DOT__(\w+));$",
+    re.MULTILINE,
+)
+"""Members of the model's root that are arrays of the on-chip memories."""
 
 _VERILATOR_FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal")
 _COMMON_FLAGS = ("-std=c++20", "-fPIC", "-w")
@@ -178,8 +185,18 @@ class _Build:
             str(source),
         ]
         self._call(self._verilator, command)
+        self._tabulate_memories()
         description: dict[str, Any] = json.loads((self._scratch / f"{prefix}.json").read_text())
         return description
+
+    def _tabulate_memories(self) -> None:
+        """A header that gives the harness each on-chip memory of the model by its name."""
+        root = self._scratch / f"{self._recipe.prefix}___024root.h"
+        lines = re.findall(r"^ *VlUnpacked<.*;$", root.read_text(), re.MULTILINE)
+        found = _ON_CHIP.findall("\n".join(lines))
+        entries = [f' \\\n    ENTRY("{unit}.{name}", {member})' for member, unit, name in found]
+        text = f"#pragma once\n\n#define WEFT_MEMORIES(ENTRY){''.join(entries)}\n"
+        (self._scratch / "memory_table.h").write_text(text)
 
     def _compile(self, jobs: list[tuple[Path, list[str]]]) -> list[str]:
         """Compile, largest first, as many at a time as there are processors."""

@@ -1,7 +1,7 @@
 """The machine's own Verilog, compiled and run in this process, as a device."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from weft_sim.device import DeviceFault, QueueEvents, RunResult
 from weft_sim.rtl.build import Simulator, Variant, build_simulator, machine_verilog
 from weft_sim.rtl.counters import COUNTERS
 from weft_sim.rtl.library import BusModel, BusStatistics, ErrorRange, Simulation
+from weft_sim.rtl.on_chip import OnChip
 
 __all__ = ["RtlDevice"]
 
@@ -53,6 +54,8 @@ class RtlDevice:
         Build with the hardware's assertions (slower).
     error_ranges : sequence of ErrorRange
         DRAM addresses that misbehave.
+    verilog : str, optional
+        The machine's Verilog, if it is to be another text than what weft generates.
     progress : callable, optional
         ``progress(stage, fraction or None)``, called while building.
 
@@ -80,6 +83,7 @@ class RtlDevice:
         record_bus: bool = False,
         assertions: bool = False,
         error_ranges: Sequence[ErrorRange] = (),
+        verilog: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         _check_memory_size(config, memory_bytes)
@@ -100,6 +104,7 @@ class RtlDevice:
         self._memory = np.zeros(memory_bytes, dtype=np.uint8)
         self._faulted = False
         self._record_bus = record_bus
+        self._verilog = verilog
         self._simulation = self._load(variant, bus, progress)
         try:
             if trace is not None:
@@ -114,7 +119,7 @@ class RtlDevice:
 
     def _load(self, variant: Variant, bus: BusModel, progress: Progress | None) -> Simulation:
         def build() -> Simulator:
-            verilog = machine_verilog(self.config, progress=progress)
+            verilog = self._verilog or machine_verilog(self.config, progress=progress)
             return build_simulator(verilog, variant=variant, progress=progress)
 
         simulator = build()
@@ -134,6 +139,11 @@ class RtlDevice:
     def memory(self) -> NDArray[np.uint8]:
         """DRAM itself, not a copy."""
         return self._memory
+
+    @property
+    def on_chip(self) -> OnChip:
+        """The on-chip memories as they are now, read past the machine."""
+        return OnChip(self._simulation, self.config)
 
     @property
     def bus_statistics(self) -> BusStatistics:
@@ -176,8 +186,13 @@ class RtlDevice:
         watchdog: int = 100_000,
         random_seed: int = 0,
         random_step: int = 0,
+        pauses: Iterable[int] = (),
+        on_pause: Callable[[int], None] | None = None,
     ) -> RunResult:
         """Run the program at that DRAM address up to its END; see :meth:`weft_sim.Device.run`.
+
+        ``on_pause(cycle)`` is called after each of the ascending cycles ``pauses``, counted as
+        :class:`QueueEvents` are; it may look at the memories but not use registers.
 
         Raises
         ------
@@ -204,7 +219,11 @@ class RtlDevice:
         self.write_register("PROGRAM_ADDRESS_HIGH", program_address >> 32)
         began = time.perf_counter()
         self._simulation.run(
-            register("CONTROL").offset, Control.START, idle_limit=_IDLE_LIMIT + 4 * watchdog
+            register("CONTROL").offset,
+            Control.START,
+            idle_limit=_IDLE_LIMIT + 4 * watchdog,
+            pauses=pauses,
+            on_pause=on_pause,
         )
         wall_seconds = time.perf_counter() - began
         status = self.read_register("STATUS")

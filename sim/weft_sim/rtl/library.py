@@ -1,7 +1,7 @@
 """The compiled simulator as Python sees it: one call a register access or run, none a cycle."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "weft_run_cycles": (_U64, [_POINTER]),
     "weft_idle_cycles": (_U64, [_POINTER]),
     "weft_statistics": (None, [_POINTER, ctypes.POINTER(_BusStatistics)]),
+    "weft_started_at": (_U64, [_POINTER]),
+    "weft_memory": (
+        _POINTER,
+        [_POINTER, ctypes.c_char_p, ctypes.POINTER(_U64), ctypes.POINTER(_U64)],
+    ),
     "weft_events": (ctypes.POINTER(_U64), [_POINTER, _U32, _U32, ctypes.POINTER(_U64)]),
 }
 
@@ -261,8 +266,37 @@ class Simulation:
         self._check(self._library.weft_read_register(self._handle, offset, value))
         return value.value
 
-    def run(self, offset: int, value: int, *, idle_limit: int) -> int:
+    def memory(self, name: str) -> NDArray[np.uint8]:
+        """The rows of an on-chip memory as bytes (row, byte): the model's own, not a copy.
+
+        Raises
+        ------
+        KeyError
+            If the machine has no memory of that name, such as ``activation.bank_0_even``.
+        """
+        rows, row_bytes = _U64(), _U64()
+        place = self._library.weft_memory(self._handle, name.encode(), rows, row_bytes)
+        if place is None:
+            raise KeyError(name)
+        raw = (ctypes.c_uint8 * (rows.value * row_bytes.value)).from_address(place)
+        values: NDArray[np.uint8] = np.ctypeslib.as_array(raw)
+        values = values.reshape(rows.value, row_bytes.value)
+        values.flags.writeable = False
+        return values
+
+    def run(
+        self,
+        offset: int,
+        value: int,
+        *,
+        idle_limit: int,
+        pauses: Iterable[int] = (),
+        on_pause: Callable[[int], None] | None = None,
+    ) -> int:
         """Write the register that starts the program; cycles from then to the interrupt.
+
+        ``on_pause`` is called after each of the cycles ``pauses``, which ascend and count from the
+        start as events do; those that are over before the start's write is answered come then.
 
         Raises
         ------
@@ -271,6 +305,8 @@ class Simulation:
             machine (no bus transfer, start or retirement) for ``idle_limit`` cycles.
         """
         self._check(self._library.weft_start(self._handle, offset, value))
+        if on_pause is not None:
+            self._pause(pauses, on_pause)
         while (answer := self._library.weft_run(self._handle, _CHUNK)) == _LIMIT:
             silent = self._library.weft_idle_cycles(self._handle)
             if silent > idle_limit:
@@ -280,6 +316,16 @@ class Simulation:
                 )
         self._check(answer == _INTERRUPT)
         return self.run_cycles
+
+    def _pause(self, pauses: Iterable[int], on_pause: Callable[[int], None]) -> None:
+        answer = _LIMIT
+        for pause in pauses:
+            remaining = self._library.weft_started_at(self._handle) + pause + 1 - self.cycle
+            if remaining > 0 and answer == _LIMIT:
+                answer = self._library.weft_run(self._handle, remaining)
+            if answer == _FAILURE:
+                return
+            on_pause(pause)  # behind the interrupt nothing changes any more
 
     def idle(self, cycles: int) -> None:
         """Let time pass."""

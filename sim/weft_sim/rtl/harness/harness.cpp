@@ -10,6 +10,7 @@
 #include "Vweft_top.h"
 #include "bus_memory.h"
 #include "interface.h"
+#include "memories.h"
 #include "verilated.h"
 #include "waveform.h"
 
@@ -161,6 +162,7 @@ class Simulation {
     }
 
     const std::vector<BusEvent>& bus_events() const { return recorder_.events(); }
+    MemoryView memory(const char* name) const { return find_memory(*top_->rootp, name); }
 
     std::string failure_;
 
@@ -171,6 +173,9 @@ class Simulation {
         uint32_t bresp, rresp, rdata;
     };
 
+    // Cycles since the start of the program; 0 before the first one.
+    uint64_t elapsed() const { return started_at_ == 0 ? 0 : cycle_ - started_at_; }
+
     // One cycle: the memory's pins, settle, look at the handshakes, rising edge.
     void step() {
         Top& top = *top_;
@@ -178,7 +183,7 @@ class Simulation {
         writes_.drive(top, cycle_);
         top.clk = 0;
         top.eval();
-        waveform_.dump(2 * cycle_, cycle_ - started_at_);
+        waveform_.dump(2 * cycle_, elapsed());
         const bool read = reads_.sample(top, cycle_);
         const bool written = writes_.sample(top, cycle_);
         if (read || written) last_activity_ = cycle_;
@@ -195,14 +200,14 @@ class Simulation {
         Top& top = *top_;
         top.clk = 0;
         top.eval();
-        waveform_.dump(2 * cycle_, cycle_ - started_at_);
+        waveform_.dump(2 * cycle_, elapsed());
         rise(top);
     }
 
     void rise(Top& top) {
         top.clk = 1;
         top.eval();
-        waveform_.dump(2 * cycle_ + 1, cycle_ - started_at_);
+        waveform_.dump(2 * cycle_ + 1, elapsed());
         ++cycle_;
     }
 
@@ -341,4 +346,17 @@ WEFT_EXPORT const BusEvent* weft_bus_events(const Simulation* simulation, uint64
     const auto& events = simulation->bus_events();
     *count = events.size();
     return events.data();
+}
+
+WEFT_EXPORT uint64_t weft_started_at(const Simulation* simulation) {
+    return simulation->started_at();
+}
+
+// Where the rows of an on-chip memory lie; null if there is none of that name.
+WEFT_EXPORT const void* weft_memory(const Simulation* simulation, const char* name, uint64_t* rows,
+                                    uint64_t* row_bytes) {
+    const MemoryView view = simulation->memory(name);
+    *rows = view.rows;
+    *row_bytes = view.row_bytes;
+    return view.data;
 }
