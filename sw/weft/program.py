@@ -114,7 +114,25 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramRegion:
-    """A piece of a memory in the static plan, alive in layers ``first_layer`` to ``last_layer``."""
+    """A tensor's place in the static plan, alive in layers ``first_layer`` to ``last_layer``.
+
+    Byte c of pixel (y, x) is ``(gap + y * (width + gap) + x) * pitch + c`` bytes from ``address``.
+
+    Parameters
+    ----------
+    memory : {"activation", "dram"}
+    name : str
+        Of the tensor.
+    address, size : int
+        Bytes.
+    first_layer, last_layer : int
+    height, width, channels : int
+        The image that lies there; 0 if unknown.
+    pitch : int
+        Bytes from pixel to pixel.
+    gap : int
+        Pixels of padding before the first row and behind every row.
+    """
 
     memory: str
     name: str
@@ -122,6 +140,11 @@ class ProgramRegion:
     size: int
     first_layer: int
     last_layer: int
+    height: int = 0
+    width: int = 0
+    channels: int = 0
+    pitch: int = 0
+    gap: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from weft.cli import (
     compile_model,
     configuration,
     demonstration,
+    diverge,
     doctor,
     observation,
     run_model,
@@ -37,6 +38,7 @@ application = typer.Typer(
 application.command("demo")(demonstration.demo)
 application.command("compile")(compile_model.compile_command)
 application.command("run")(run_model.run)
+application.command("diverge")(diverge.diverge)
 application.command("disasm")(observation.disasm)
 application.command("verilog")(configuration.verilog)
 application.command("config")(configuration.config)

@@ -24,7 +24,7 @@ from weft.errors import InputError
 from weft.program import Program
 from weft_hw import load_config
 
-__all__ = ["run"]
+__all__ = ["DIFFERENT", "read_inputs", "run"]
 
 DIFFERENT = 3
 """Exit status where --compare finds a difference."""
@@ -76,7 +76,7 @@ def run(
         program = load_model(model, chosen)
         if strict:
             program.require_no_host_steps()
-        values = _read_inputs(input_paths, program)
+        values = read_inputs(input_paths, program)
         _check_output(output_path, program)
         if engine == "rtl":
             options["progress"] = stage
@@ -103,7 +103,7 @@ def run(
         raise typer.Exit(DIFFERENT)
 
 
-def _read_inputs(texts: list[str], program: Program) -> dict[str, np.ndarray]:
+def read_inputs(texts: list[str], program: Program) -> dict[str, np.ndarray]:
     """The arrays by the names of the program's inputs; without names, in their order."""
     names = [port.name for port in program.inputs]
     wanted = ", ".join(f"--input {name}=FILE" for name in names)

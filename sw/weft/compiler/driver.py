@@ -107,7 +107,7 @@ def compile_graph(
         constants=bytes(context.constants.data),
         constants_address=plan.constants_address,
         memory_bytes=memory_bytes,
-        regions=_regions(plan),
+        regions=_regions(plan, legal),
         peaks=_peaks(plan, steps),
         layers=layers,
         symbols=symbols,
@@ -231,19 +231,30 @@ def _ports(
     return tuple(ports)
 
 
-def _regions(plan: MemoryPlan) -> tuple[ProgramRegion, ...]:
-    return tuple(
-        ProgramRegion(
-            memory=memory,
-            name=block.name,
-            address=block.address,
-            size=block.size,
-            first_layer=block.first,
-            last_layer=block.last,
-        )
-        for memory, blocks in (("activation", plan.chip), ("dram", plan.dram))
-        for block in blocks
-    )
+def _regions(plan: MemoryPlan, graph: Graph) -> tuple[ProgramRegion, ...]:
+    regions = []
+    for memory, blocks in (("activation", plan.chip), ("dram", plan.dram)):
+        for block in blocks:
+            place = plan.placements[block.name]
+            layout = place.chip if memory == "activation" else place.dram
+            assert layout is not None
+            height, width, channels = graph.tensor(block.name).shape
+            regions.append(
+                ProgramRegion(
+                    memory=memory,
+                    name=block.name,
+                    address=block.address,
+                    size=block.size,
+                    first_layer=block.first,
+                    last_layer=block.last,
+                    height=height,
+                    width=width,
+                    channels=channels,
+                    pitch=layout.pitch,
+                    gap=layout.gap,
+                )
+            )
+    return tuple(regions)
 
 
 def _peaks(plan: MemoryPlan, steps: list[Step]) -> dict[str, int]:
