@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from weft_hw.instructions import Rounding
+from weft_hw.instructions import Operation, Rounding
 
 __all__ = [
     "INT32_MAX",
@@ -20,6 +20,7 @@ __all__ = [
     "requantize",
     "rounding_shift",
     "saturate_int32",
+    "scalar_operation",
     "wrap_int32",
 ]
 
@@ -95,6 +96,39 @@ def rounding_shift(value: ArrayLike, shift: ArrayLike, tie: str) -> Int64Array:
     round_tie = {"up": np.bool_(True), "even": (floor & 1) == 1, "away": value >= 0}[tie]
     result: Int64Array = floor + ((discarded > half) | ((discarded == half) & round_tie))
     return result
+
+
+def scalar_operation(operation: Operation, first: int, second: int) -> int:
+    """What a SCALAR instruction computes of two int32 numbers; sums wrap in 32 bits.
+
+    ``SHIFT`` goes left by a positive ``second``, right with the sign by a negative one;
+    ``LEADING_ZEROS`` counts those of ``first`` as 32 bits without sign; ``MULTIPLY_HIGH`` is the
+    upper half of the product; ``DIVIDE`` truncates towards zero, and by zero gives the int32 with
+    the sign of ``first`` that is farthest from zero, or zero.
+    """
+    match operation:
+        case Operation.MOVE:
+            result = second
+        case Operation.ADD:
+            result = first + second
+        case Operation.SUBTRACT:
+            result = first - second
+        case Operation.MINIMUM:
+            result = min(first, second)
+        case Operation.MAXIMUM:
+            result = max(first, second)
+        case Operation.SHIFT:
+            result = first << min(second, 32) if second >= 0 else first >> min(-second, 32)
+        case Operation.LEADING_ZEROS:
+            result = 32 - (first & 0xFFFFFFFF).bit_length()
+        case Operation.MULTIPLY_HIGH:
+            result = first * second >> 32
+        case Operation.DIVIDE if second == 0:
+            result = 0 if first == 0 else INT32_MAX if first > 0 else INT32_MIN
+        case Operation.DIVIDE:
+            quotient = abs(first) // abs(second)
+            result = quotient if (first < 0) == (second < 0) else -quotient
+    return (result - INT32_MIN) % (1 << 32) + INT32_MIN
 
 
 def random_bits(seed: int, step: int, tensor: int, index: ArrayLike) -> Int64Array:

@@ -3,6 +3,9 @@
 import enum
 
 __all__ = [
+    "LOOKUP_ENTRIES",
+    "LOOKUP_TABLES",
+    "SCALAR_REGISTER_BITS",
     "Accumulate",
     "Bounds",
     "Capture",
@@ -19,6 +22,13 @@ __all__ = [
     "Tail",
     "WeightBits",
 ]
+
+LOOKUP_TABLES = 4
+LOOKUP_ENTRIES = 256
+"""Of a table: one for each int8, by its bits as an unsigned number."""
+
+SCALAR_REGISTER_BITS = 4
+"""Of a scalar register's number."""
 
 
 class Queue(enum.IntEnum):
@@ -37,6 +47,7 @@ class Memory(enum.IntEnum):
     WEIGHT = 1
     PARAMETER = 2
     ACCUMULATOR = 3
+    LOOKUP = 4
 
 
 class Element(enum.IntEnum):

@@ -12,6 +12,8 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import EncodingError
 from weft_hw.fields import BitField, bit_fields, bits, pack, unpack
 from weft_hw.instruction_values import (
+    LOOKUP_TABLES,
+    SCALAR_REGISTER_BITS,
     Accumulate,
     Bounds,
     Capture,
@@ -182,11 +184,7 @@ class _Transfer(Instruction, opcode=0x00, queue=None, size=48):
         32, "Bytes between runs in DRAM, by loop.", length=LOOPS_TRANSFER, signed=True
     )
     run_bytes: int = bits(STRIDE_BITS, "Contiguous bytes of a run.", default=1)
-    memory: Memory = bits(
-        2,
-        "The on-chip memory.",
-        kind=Memory,
-    )
+    memory: Memory = bits(3, "The on-chip memory.", kind=Memory, supported=tuple(Memory))
     element: Element = bits(
         2,
         "Element width in DRAM (INT8 unless the memory is ACCUMULATOR).",
@@ -232,7 +230,7 @@ class Store(_Transfer, opcode=0x40, queue=Queue.STORE, size=48):
     """On-chip memory to DRAM."""
 
     memory: Memory = bits(
-        2,
+        3,
         "The on-chip memory.",
         kind=Memory,
         supported=(Memory.ACTIVATION, Memory.ACCUMULATOR),
@@ -388,12 +386,7 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     )
     use_bias: int = bits(1, "1: add the parameter row's bias.")
     pre_shift: int = bits(5, "Left shift after bias, before scaling.")
-    scale_source: ScaleSource = bits(
-        2,
-        "Source of multiplier and exponent.",
-        kind=ScaleSource,
-        supported=(ScaleSource.NONE, ScaleSource.PARAMETER, ScaleSource.INSTRUCTION),
-    )
+    scale_source: ScaleSource = bits(2, "Source of multiplier and exponent.", kind=ScaleSource)
     multiplier: int = bits(31, "Multiplier, if the instruction is its source.")
     exponent: int = bits(8, "Exponent, if the instruction is its source.", signed=True)
     rounding: Rounding = bits(2, "Rounding of the scaled value.", kind=Rounding)
@@ -406,20 +399,23 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
     zero_point: int = bits(16, "Added to the result before the clamp.", signed=True)
     clamp_low: int = bits(32, "Smallest result.", signed=True, default=-(1 << 31))
     clamp_high: int = bits(32, "Largest result.", signed=True, default=(1 << 31) - 1)
-    clamp_from_scalar: int = bits(1, "1: bounds from scalar registers.", supported=(0,))
+    clamp_from_scalar: int = bits(1, "1: bounds from scalar registers.")
     scalar_registers: tuple[int, ...] = bits(
-        4, "Registers of multiplier, exponent and clamp bounds.", length=4, supported=(0,)
+        SCALAR_REGISTER_BITS, "Registers of multiplier, exponent and clamp bounds.", length=4
     )
     capture: Capture = bits(
         2,
         "What is noted in scalar registers: largest absolute value, number of clamped results.",
         kind=Capture,
-        supported=(0,),
     )
     capture_register: int = bits(
-        4, "Scalar register of the largest value; the next one counts.", supported=(0,)
+        SCALAR_REGISTER_BITS, "Scalar register of the largest value; the next one counts."
     )
-    lookup: int = bits(3, "Table that results index, from 1; 0 for none.", supported=(0,))
+    lookup: int = bits(
+        3,
+        "Table that results index, from 1; 0 for none.",
+        supported=tuple(range(LOOKUP_TABLES + 1)),
+    )
     index_address: int = bits(32, "Logical index of the first element, for stochastic rounding.")
     index_strides: tuple[int, ...] = bits(
         22, "Logical index stride, by outer loop.", length=LOOPS_VECTOR_OUTER
@@ -451,10 +447,10 @@ class Vector(Instruction, opcode=0x30, queue=Queue.VECTOR, size=128):
 class Scalar(Instruction, opcode=0x31, queue=Queue.VECTOR, size=16):
     """Arithmetic on scalar registers, in order with VECTOR instructions."""
 
-    operation: int = bits(4, "Operation.", supported=())
-    destination: int = bits(4, "Destination register.")
-    first: int = bits(4, "First operand register.")
-    second: int = bits(4, "Second operand register.")
+    operation: Operation = bits(4, "Operation.", kind=Operation, supported=tuple(Operation))
+    destination: int = bits(SCALAR_REGISTER_BITS, "Destination register.")
+    first: int = bits(SCALAR_REGISTER_BITS, "First operand register.")
+    second: int = bits(SCALAR_REGISTER_BITS, "Second operand register.")
     use_immediate: int = bits(1, "1: the immediate replaces the second operand.")
     immediate: int = bits(32, "Immediate value.", signed=True)
 

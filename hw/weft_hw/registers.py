@@ -155,6 +155,8 @@ REGISTERS: list[Register] = _declare(
     ("FETCH_BEATS", _RO, "Data beats read by instruction fetch."),
     ("WRITE_BEATS", _RO, "Data beats written by STORE."),
     ("RANDOM_SEED", _RW, "Seed of stochastic rounding; not to be written while a program runs."),
+    ("SCALAR_INDEX", _RW, "Number of the scalar register that SCALAR_VALUE shows."),
+    ("SCALAR_VALUE", _RO, "That register (int32), while no program runs."),
     ("RANDOM_STEP", _RW, "Step of stochastic rounding; not to be written while a program runs."),
 )
 

@@ -167,6 +167,10 @@ class Device(Protocol):
         """
         ...
 
+    def read_scalars(self) -> tuple[int, ...]:
+        """The scalar registers, int32 each, while no program runs."""
+        ...
+
     def reset(self) -> None:
         """Return the machine to its state after power-up; DRAM keeps its content."""
         ...

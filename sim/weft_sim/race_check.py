@@ -32,6 +32,7 @@ class Space(enum.Enum):
     WEIGHT = "weight scratchpad byte"
     PARAMETER = "parameter memory byte"
     ACCUMULATOR = "accumulator row"
+    LOOKUP = "lookup table byte"
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ def test_unsupported_names_the_first_reserved_value() -> None:
     tiny = PRESETS["tiny"]
     assert Matrix().unsupported(tiny) is None
     assert Matrix(top_zero_point=1, bounds=2).unsupported(tiny) == "bounds"
-    assert Vector(scalar_registers=(0, 0, 0, 1)).unsupported(tiny) == "scalar_registers"
-    assert Scalar().unsupported(tiny) == "operation"
+    assert Vector(lookup=5).unsupported(tiny) == "lookup"
+    assert Scalar(operation=9).unsupported(tiny) == "operation"
 
 
 def test_weight_bits_are_those_of_the_array_and_of_plain_tiles_only() -> None:

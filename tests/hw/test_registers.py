@@ -47,6 +47,7 @@ def test_access_kinds() -> None:
         "WATCHDOG_LIMIT": Access.READ_WRITE,
         "RANDOM_SEED": Access.READ_WRITE,
         "RANDOM_STEP": Access.READ_WRITE,
+        "SCALAR_INDEX": Access.READ_WRITE,
     }
 
 

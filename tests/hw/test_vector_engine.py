@@ -11,9 +11,11 @@ from hw.vector_bench import run_engine
 from hw.vector_reference import OutsideError, State, accesses, execute
 from weft_hw.config import PRESETS, AcceleratorConfig
 from weft_hw.instructions import (
+    Capture,
     Head,
     Memory,
     OperandSource,
+    Operation,
     Rounding,
     Scalar,
     ScaleSource,
@@ -28,6 +30,8 @@ WIDE = dataclasses.replace(
     TINY, name="wide", rows=16, columns=8, vector_lanes=8, parameter_rows=1, depthwise_taps=3
 )
 NARROW = dataclasses.replace(TINY, name="narrow", rows=2, columns=2, vector_lanes=2, bus_width=64)
+MULTIPLIER, EXPONENT = 3, 4  # scalar registers that hold nothing else
+NOTED = [n for n in range(16) if not {n, (n + 1) % 16} & {MULTIPLIER, EXPONENT}]
 EDGES = (0, 1, -1, 127, -128, (1 << 31) - 1, -(1 << 31), 1 << 30, -(1 << 30))
 
 
@@ -50,6 +54,8 @@ def random_state(config: AcceleratorConfig, rng: random.Random) -> State:
         [[parameter() for _ in columns] for _ in range(config.parameter_rows)],
         [rng.randint(-128, 127) for _ in range(config.weight_bytes)],
         (rng.getrandbits(32), rng.getrandbits(32)),
+        [[rng.randint(-128, 127) for _ in range(256)] for _ in range(4)],
+        [0] * 16,
     )
 
 
@@ -65,7 +71,7 @@ def _place(rng: random.Random, touched: list[int], lengths: list[int], size: int
     return rng.choice([-low, size - high, rng.randint(-low, size - high)])
 
 
-def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
+def _candidate(config: AcceleratorConfig, rng: random.Random, scalars: bool) -> Vector:
     counts = [rng.choice([1, 1, 1, 2, 3]) for _ in range(4)]
     window = rng.random() < 0.4
     counts += [rng.randint(1, 3), rng.randint(1, 3)] if window else [1, 1]
@@ -108,7 +114,12 @@ def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
         parameter_address=rng.randrange(config.parameter_rows),
         use_bias=rng.randint(0, 1),
         pre_shift=rng.choice([0, 0, 20, rng.randint(0, 31)]),
-        scale_source=rng.choice([ScaleSource.NONE, ScaleSource.PARAMETER, ScaleSource.INSTRUCTION]),
+        scale_source=rng.choice(list(ScaleSource)[: 4 if scalars else 3]),
+        clamp_from_scalar=rng.randint(0, 1) if scalars else 0,
+        scalar_registers=(MULTIPLIER, EXPONENT, *rng.sample(range(16), 2)) if scalars else (0,) * 4,
+        capture=rng.choice(list(Capture)) if scalars else Capture.NONE,
+        capture_register=rng.choice(NOTED) if scalars else 0,
+        lookup=rng.choice([0, 0, 0, 1, 2, 3, 4]),
         multiplier=rng.choice([rng.getrandbits(31), 1 << 30, 0]),
         exponent=rng.choice([rng.randint(-31, 31), -10]),
         rounding=rng.choice(list(Rounding)),
@@ -124,10 +135,34 @@ def _candidate(config: AcceleratorConfig, rng: random.Random) -> Vector:
     )
 
 
-def random_instruction(config: AcceleratorConfig, rng: random.Random) -> Vector:
-    """An instruction without a fault whose reads do not depend on its writes."""
+def random_scalar(rng: random.Random) -> Scalar:
+    """An operation, or a multiplier or exponent that scales well."""
+    kind = rng.random()
+    if kind < 0.2:
+        value = rng.choice([1 << 30, rng.getrandbits(31)])
+        return Scalar(destination=MULTIPLIER, use_immediate=1, immediate=value)
+    if kind < 0.4:
+        value = rng.randint(-31, 31) + 256 * rng.randint(-3, 3)
+        return Scalar(destination=EXPONENT, use_immediate=1, immediate=value)
+    return Scalar(
+        operation=rng.choice(list(Operation)),
+        destination=rng.choice([n for n in range(16) if n not in (MULTIPLIER, EXPONENT)]),
+        first=rng.randrange(16),
+        second=rng.randrange(16),
+        use_immediate=rng.randint(0, 1),
+        immediate=rng.choice([random_word(rng), rng.randint(-40, 40)]),
+    )
+
+
+def random_instruction(
+    config: AcceleratorConfig, rng: random.Random, *, scalars: bool = False
+) -> Vector:
+    """An instruction without a fault whose reads do not depend on its writes.
+
+    With ``scalars`` it may take scalar registers and capture into them.
+    """
     while True:
-        candidate = _candidate(config, rng)
+        candidate = _candidate(config, rng, scalars)
         if config.parameter_rows > 1:
             # A step of one row forward or back from a row that leaves room, modulo 256.
             forward = rng.random() < 0.5
@@ -194,6 +229,51 @@ def test_random_programs(config: AcceleratorConfig, refusal: float, seed: int) -
     assert len(outcome.retired) == len(program)
     assert state == expected
     assert (outcome.stalls > 0) == (refusal > 0)
+
+
+@pytest.mark.parametrize("refusal", [0.0, 0.4])
+@pytest.mark.parametrize("config", [TINY, WIDE, NARROW], ids=lambda config: config.name)
+def test_random_programs_with_scalars(config: AcceleratorConfig, refusal: float, seed: int) -> None:
+    """Captures, SCALAR operations and uses of registers, close behind each other."""
+    rng = random.Random(zlib.crc32(f"{seed} {config.name} {refusal} scalars".encode()))
+    program: list[Vector | Scalar] = []
+    while len(program) < 40:
+        if rng.random() < 0.5:
+            program.append(random_scalar(rng))
+        else:
+            program.append(random_instruction(config, rng, scalars=True))
+    state = random_state(config, rng)
+    expected = state.copy()
+    outcome = run_engine(config, program, state, rng, refusal=refusal, cycles=40000)
+    for instruction in program:
+        execute(instruction, config, expected)
+    assert outcome.fault is None
+    assert len(outcome.retired) == len(program)
+    assert state == expected
+
+
+def test_every_scalar_operation() -> None:
+    """Of all pairs of edge cases: the first comes from a register, the second is immediate."""
+    values = [*EDGES, 2, -2, 31, -31, 32, -32, 33, -33, 1000, 12345678, -87654321]
+    program, expected = [], []
+    for operation, a, b in itertools.product(Operation, values, values):
+        program.append(Scalar(destination=1, use_immediate=1, immediate=a))
+        fields = {"operation": operation, "first": 1, "use_immediate": 1, "immediate": b}
+        program.append(Scalar(destination=2, **fields))
+        program.append(Scalar(operation=Operation.SUBTRACT, destination=3, first=3, second=2))
+        # A digest of all results: each is subtracted from the last digest, which is then rotated.
+        program.append(Scalar(operation=Operation.MULTIPLY_HIGH, destination=4, first=3, second=2))
+        program.append(Scalar(operation=Operation.ADD, destination=3, first=3, second=4))
+        expected.append((operation, a, b))
+    rng = random.Random(7)
+    chosen = [5 * i for i in rng.sample(range(len(expected)), 250)]
+    program = [item for i in chosen for item in program[i : i + 5]]
+    state = random_state(TINY, rng)
+    reference = state.copy()
+    run_engine(TINY, program, state, rng, cycles=300000)
+    for instruction in program:
+        execute(instruction, TINY, reference)
+    assert state == reference
 
 
 # Uses that networks make of it --------------------------------------------------------------------
@@ -344,7 +424,7 @@ def test_one_vector_a_cycle(with_b: bool) -> None:
     outcome = run_engine(TINY, program, random_state(TINY, rng), rng)
     assert len(outcome.writes) == 64
     assert outcome.writes[-1] - outcome.writes[0] == 63
-    assert outcome.reads[0] - outcome.accepted[0] == 7
+    assert outcome.reads[0] - outcome.accepted[0] == 8
     assert outcome.retired == [outcome.writes[-1] + 1]
 
 
@@ -441,8 +521,9 @@ def test_operands_that_do_not_fit_their_use(fields: dict[str, object]) -> None:
     _expect_fault(bad, FaultCause.UNSUPPORTED_FIELD)
 
 
-def test_scalar_instruction() -> None:
-    encoded = Scalar(immediate=-1).encode().ljust(Vector.size, b"\0")
+@pytest.mark.parametrize("operation", [max(Operation) + 1, 15])
+def test_scalar_operation_that_is_none(operation: int) -> None:
+    encoded = Scalar(operation=operation, destination=1, immediate=-1).encode()
     _expect_fault(encoded, FaultCause.UNSUPPORTED_FIELD)
 
 

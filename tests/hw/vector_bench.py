@@ -69,6 +69,7 @@ class _Bench:
         self.pending: dict[str, list[tuple[int, int]]] = {}
         self.held: dict[str, tuple[int, ...]] = {}
         self.rows: list[int] = []
+        self.entries: list[int] | None = None  # of the lookup in the cycle before
         self.cycle = 0
         self.dut, self.simulator, running = _simulator(config)
         if running[0] is not None:
@@ -149,6 +150,26 @@ class _Bench:
                 ctx.set(data.multiplier[lane], multiplier)
                 ctx.set(data.exponent[lane], exponent)
 
+    def drive_lookup(self, ctx) -> None:
+        """Entries of the addresses that were there in the cycle before."""
+        entries = self.entries
+        if entries is None and self.refusal:
+            entries = [self.rng.getrandbits(8) for _ in range(self.config.columns)]
+        for lane, entry in enumerate(entries or ()):
+            ctx.set(self.dut.tables.data[lane], entry)
+
+    def sample_lookup(self, ctx) -> None:
+        self.entries = None
+        if ctx.get(self.dut.tables.valid):
+            addresses = [ctx.get(address) for address in self.dut.tables.address]
+            self.entries = [self.state.lookup[n // 256][n % 256] for n in addresses]
+
+    async def read_scalars(self, ctx) -> None:
+        for number in range(len(self.state.scalars)):
+            ctx.set(self.dut.scalar_index, number)
+            await ctx.tick().repeat(2)
+            self.state.scalars[number] = _signed(ctx.get(self.dut.scalar_value), 32)
+
     # One run --------------------------------------------------------------------------------------
 
     async def bench(self, ctx) -> None:
@@ -167,6 +188,7 @@ class _Bench:
             for name in writes:
                 ctx.set(getattr(dut, name).ready, self.rng.random() >= self.write_refusal)
             self.drive_parameters(ctx)
+            self.drive_lookup(ctx)
             offered = number < len(self.encoded) and (offered or self.rng.random() >= self.refusal)
             ctx.set(dut.engine.instruction.valid, offered)
             if offered:
@@ -179,6 +201,7 @@ class _Bench:
             for name in writes:
                 self.sample_write(ctx, name)
             self.rows.append(ctx.get(dut.parameters.address))
+            self.sample_lookup(ctx)
             assert not ctx.get(dut.engine.bus_busy)
             outcome.stalls += ctx.get(dut.engine.stall)
             if ctx.get(dut.engine.retire):
@@ -200,7 +223,10 @@ class _Bench:
             if offered and ctx.get(dut.engine.instruction.ready):
                 outcome.accepted.append(self.cycle)
                 number, offered = number + 1, False
-            if done or (outcome.fault and self.cycle == self.end):
+            if done:
+                await self.read_scalars(ctx)
+                return
+            if outcome.fault and self.cycle == self.end:
                 return
             if self.stop_at is not None and self.cycle == self.stop_at + 80:
                 return

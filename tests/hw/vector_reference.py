@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 from fractions import Fraction
 
+from hw.scalar_reference import execute_scalar
 from hw.speck import random_word
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
+    Capture,
     Head,
     Memory,
     OperandSource,
     Rounding,
+    Scalar,
     ScaleSource,
     Tail,
     Vector,
@@ -32,11 +35,15 @@ class State:
     parameters: list[list[tuple[int, int, int]]]
     weight: list[int]
     random: tuple[int, int]  # seed and step
+    lookup: list[list[int]]
+    scalars: list[int]
 
     def copy(self) -> "State":
         rows = [list(row) for row in self.accumulator]
         parameters = [list(row) for row in self.parameters]
-        return State(list(self.activation), rows, parameters, list(self.weight), self.random)
+        lookup, scalars = [list(table) for table in self.lookup], list(self.scalars)
+        memories = (list(self.activation), rows, parameters, list(self.weight))
+        return State(*memories, self.random, lookup, scalars)
 
 
 def wrap(value: int, bits: int = 32) -> int:
@@ -146,8 +153,39 @@ def _tail(instruction: Vector, value: int, b: int) -> int:
     return value if instruction.select_low < b < instruction.select_high else 0
 
 
-def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> None:
+def _with_scalars(instruction: Vector, scalars: list[int]) -> Vector:
+    """The same with what it takes from registers written into its fields."""
+    multiplier, exponent, low, high = (scalars[n] for n in instruction.scalar_registers)
+    if instruction.scale_source == ScaleSource.SCALAR:
+        instruction = dataclasses.replace(
+            instruction,
+            scale_source=ScaleSource.INSTRUCTION,
+            multiplier=multiplier % 2**31,
+            exponent=wrap(exponent, 8),
+        )
+    if instruction.clamp_from_scalar:
+        instruction = dataclasses.replace(instruction, clamp_low=low, clamp_high=high)
+    return instruction
+
+
+def _note_largest(instruction: Vector, scalars: list[int], value: int) -> None:
+    if instruction.capture in (Capture.LARGEST, Capture.BOTH):
+        n = instruction.capture_register
+        scalars[n] = max(scalars[n], min(abs(value), 2**31 - 1))
+
+
+def _note_clamped(instruction: Vector, scalars: list[int], clamped: bool) -> None:
+    if instruction.capture in (Capture.CLAMPED, Capture.BOTH):
+        n = (instruction.capture_register + 1) % 16
+        scalars[n] = wrap(scalars[n] + clamped)
+
+
+def execute(instruction: Vector | Scalar, config: AcceleratorConfig, state: State) -> None:
     """Change the state as the instruction does; stops with OutsideError at the first bad vector."""
+    if isinstance(instruction, Scalar):
+        execute_scalar(instruction, state.scalars)
+        return
+    instruction = _with_scalars(instruction, state.scalars)
     ranges = [range(count) for count in instruction.counts]
     outers = itertools.product(*ranges[:4])
     for outer, touched in zip(outers, accesses(instruction, config)):
@@ -180,7 +218,10 @@ def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> Non
             else:
                 value = sum(elements)
             bias, multiplier, exponent = row[lane] if row else (0, 0, 0)
-            value = wrap((value + (bias if instruction.use_bias else 0)) << instruction.pre_shift)
+            value = wrap(value + (bias if instruction.use_bias else 0))
+            if lane < _lanes(instruction, config, outer):
+                _note_largest(instruction, state.scalars, value)
+            value = wrap(value << instruction.pre_shift)
             if instruction.scale_source == ScaleSource.INSTRUCTION:
                 multiplier, exponent = instruction.multiplier, instruction.exponent
             if instruction.scale_source != ScaleSource.NONE:
@@ -195,7 +236,12 @@ def execute(instruction: Vector, config: AcceleratorConfig, state: State) -> Non
                     b = byte - instruction.b_zero_point
                 value = _tail(instruction, value, b)
             value = wrap(value + instruction.zero_point)
-            results.append(min(max(value, instruction.clamp_low), instruction.clamp_high))
+            bounded = min(max(value, instruction.clamp_low), instruction.clamp_high)
+            if lane < _lanes(instruction, config, outer):
+                _note_clamped(instruction, state.scalars, bounded != value)
+            if instruction.lookup:
+                bounded = state.lookup[instruction.lookup - 1][bounded % 256]
+            results.append(bounded)
         for lane in range(_lanes(instruction, config, outer)):
             if _is_accumulator(instruction, "result"):
                 state.accumulator[places["result"]][lane] = results[lane]

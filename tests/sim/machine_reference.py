@@ -7,11 +7,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 
+from hw.scalar_reference import execute_scalar
 from hw.speck import random_word
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import (
     Accumulate,
     Bounds,
+    Capture,
     Dataflow,
     Element,
     Head,
@@ -22,6 +24,7 @@ from weft_hw.instructions import (
     Memory,
     OperandSource,
     Rounding,
+    Scalar,
     ScaleSource,
     Store,
     Tail,
@@ -81,6 +84,8 @@ class ReferenceMachine:
         self.activation = [0] * config.activation_bytes
         self.weight = [0] * config.weight_bytes
         self.parameter = [0] * config.parameter_bytes
+        self.lookup = [0] * 1024
+        self.scalars = [0] * 16
         self.random = (0, 0)  # seed and step
         self.accumulator = [[0] * config.columns for _ in range(config.accumulator_total_rows)]
 
@@ -94,6 +99,8 @@ class ReferenceMachine:
                 self._matrix(instruction)
             case Vector():
                 self._vector(instruction)
+            case Scalar():
+                execute_scalar(instruction, self.scalars)
 
     # Memories -----------------------------------------------------------------------------------
 
@@ -102,6 +109,7 @@ class ReferenceMachine:
             Memory.ACTIVATION: self.activation,
             Memory.WEIGHT: self.weight,
             Memory.PARAMETER: self.parameter,
+            Memory.LOOKUP: self.lookup,
         }[memory]
 
     @staticmethod
@@ -141,7 +149,7 @@ class ReferenceMachine:
     def _runs(self, instruction: Load | Store) -> Iterator[tuple[int, int, bool]]:
         if 0 in instruction.counts or instruction.run_bytes == 0:
             raise ReferenceFault("ZERO_COUNT")
-        if instruction.memory == Memory.PARAMETER:
+        if instruction.memory in (Memory.PARAMETER, Memory.LOOKUP):
             placed = (instruction.dram_address, instruction.address, instruction.run_bytes)
             for value in placed + instruction.dram_strides + instruction.strides:
                 if value % self.config.bus_bytes:
@@ -340,19 +348,33 @@ class ReferenceMachine:
 
     def _vectors(self, instruction: Vector) -> Iterator[tuple[int, int, list[int]]]:
         columns = self.config.columns
+        largest, clamped = [0], [0]  # what is captured
         for outer in nest(instruction.counts[:4]):
             lanes = columns
             if outer[0] == instruction.counts[0] - 1 and instruction.last_lanes:
                 lanes = min(columns, instruction.last_lanes)
-            results = self._values(instruction, outer)
+            results = self._values(instruction, outer, lanes, largest, clamped)
             address = at(instruction.address, instruction.strides, outer)
             if instruction.destination == Memory.ACCUMULATOR:
                 self._row(address)
             else:
                 self._inside(self.activation, address, lanes)
             yield address, lanes, results
+        note = instruction.capture_register
+        if instruction.capture in (Capture.LARGEST, Capture.BOTH):
+            self.scalars[note] = max(self.scalars[note], min(largest[0], 2**31 - 1))
+        if instruction.capture in (Capture.CLAMPED, Capture.BOTH):
+            note = (note + 1) % 16
+            self.scalars[note] = signed(self.scalars[note] + clamped[0], 32)
 
-    def _values(self, instruction: Vector, outer: tuple[int, ...]) -> list[int]:
+    def _values(
+        self,
+        instruction: Vector,
+        outer: tuple[int, ...],
+        lanes: int,
+        largest: list[int],
+        clamped: list[int],
+    ) -> list[int]:
         columns = self.config.columns
         window, factors, numbers = [], [], []
         for inner in nest(instruction.counts[4:]):
@@ -389,9 +411,15 @@ class ReferenceMachine:
             else:
                 value = max(elements, default=-(2**31))
             bias, multiplier, exponent = parameters[lane]
-            value = signed((value + bias * instruction.use_bias) << instruction.pre_shift, 32)
+            value = signed(value + bias * instruction.use_bias, 32)
+            if lane < lanes:
+                largest[0] = max(largest[0], value, -value)
+            value = signed(value << instruction.pre_shift, 32)
             if instruction.scale_source == ScaleSource.INSTRUCTION:
                 multiplier, exponent = instruction.multiplier, instruction.exponent
+            if instruction.scale_source == ScaleSource.SCALAR:
+                multiplier = self.scalars[instruction.scalar_registers[0]] % 2**31
+                exponent = signed(self.scalars[instruction.scalar_registers[1]], 8)
             if instruction.scale_source != ScaleSource.NONE:
                 place = at(instruction.index_address, instruction.index_strides, outer) + lane
                 word = random_word(*self.random, instruction.tensor, place)
@@ -406,8 +434,14 @@ class ReferenceMachine:
                 passes = b[lane] > instruction.select_low and b[lane] < instruction.select_high
                 value = value if passes else 0
             value = signed(value + instruction.zero_point, 32)
-            value = min(max(value, instruction.clamp_low), instruction.clamp_high)
-            results.append(value)
+            low, high = instruction.clamp_low, instruction.clamp_high
+            if instruction.clamp_from_scalar:
+                low, high = (self.scalars[n] for n in instruction.scalar_registers[2:])
+            bounded = min(max(value, low), high)
+            clamped[0] += lane < lanes and bounded != value
+            if instruction.lookup:
+                bounded = signed(self.lookup[256 * instruction.lookup - 256 + bounded % 256], 8)
+            results.append(bounded)
         return results
 
     def _operand(self, source: OperandSource, address: int, zero_point: int) -> list[int]:

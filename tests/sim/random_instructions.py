@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 from weft_hw.instructions import (
     Accumulate,
     Bounds,
+    Capture,
     Dataflow,
     Element,
     Head,
@@ -19,7 +21,9 @@ from weft_hw.instructions import (
     Matrix,
     Memory,
     OperandSource,
+    Operation,
     Rounding,
+    Scalar,
     ScaleSource,
     Store,
     Tail,
@@ -28,6 +32,10 @@ from weft_hw.instructions import (
 )
 
 __all__ = ["RandomInstructions"]
+
+MULTIPLIER_REGISTER, EXPONENT_REGISTER = 3, 4
+FREE_REGISTERS = [n for n in range(16) if n not in (MULTIPLIER_REGISTER, EXPONENT_REGISTER)]
+NOTED_REGISTERS = [n for n in FREE_REGISTERS if (n + 1) % 16 in FREE_REGISTERS]
 
 
 def _offsets(strides: Sequence[int], counts: Sequence[int]) -> dict[tuple[int, ...], int]:
@@ -63,7 +71,8 @@ class RandomInstructions:
 
     def draw(self) -> Instruction:
         """Any instruction but LOAD of parameters, which leaves exponents that are not defined."""
-        kind = self.pick([self.load, self.store, self.matrix, self.vector])
+        kinds = [self.load, self.load_lookup, self.store, self.matrix, self.vector, self.vector]
+        kind = self.pick([*kinds, self.scalar])
         return kind()
 
     def pick(self, choices: Sequence[Any]) -> Any:
@@ -208,6 +217,49 @@ class RandomInstructions:
             origin=0,
             extent=self.pick([1, 1, 1, 0]),
             fill=0,
+        )
+
+    def load_lookup(self) -> Load:
+        """LOAD of lookup tables, in whole beats."""
+        beat = self.config.bus_bytes
+        span = -(-self.dram[0] // beat), self.dram[1] // beat
+        beats = self.pick([1, LOOKUP_ENTRIES // beat, self.between(1, 300 // beat)])
+        beats = min(beats, span[1] - span[0])
+        limit = LOOKUP_TABLES * LOOKUP_ENTRIES // beat
+        counts = self.counts((2, 2, 2), 4)
+        address, strides = self.place(counts, (0, limit), beats, steps=[1, beats])
+        dram, dram_strides = self.place(counts, span, beats, steps=[1, beats])
+        return Load(
+            dram_address=dram * beat,
+            dram_strides=tuple(beat * stride for stride in dram_strides),
+            counts=counts,
+            run_bytes=beats * beat,
+            memory=Memory.LOOKUP,
+            address=address * beat,
+            strides=tuple(beat * stride for stride in strides),
+            extent=self.pick([1, 1, 1, 0]),
+            fill=self.between(-128, 127),
+        )
+
+    def scalar(self) -> Scalar:
+        """SCALAR in any of its modes; two registers hold multipliers and exponents only."""
+        if self.pick([True, False, False]):
+            scale = self.pick([True, False])
+            exponent = self.between(-31, 31) + 256 * self.between(-2, 2)
+            return Scalar(
+                destination=MULTIPLIER_REGISTER if scale else EXPONENT_REGISTER,
+                use_immediate=1,
+                immediate=self.between(0, (1 << 31) - 1) if scale else exponent,
+            )
+        return Scalar(
+            operation=self.pick(list(Operation)),
+            destination=self.pick(FREE_REGISTERS),
+            first=self.between(0, 15),
+            second=self.between(0, 15),
+            use_immediate=self.pick([0, 1]),
+            immediate=self.pick(
+                [0, -1, -(1 << 31), self.between(-40, 40), self.between(-(1 << 31), (1 << 31) - 1)]
+            ),
         )
 
     def matrix(self) -> Matrix:
@@ -356,9 +408,17 @@ class RandomInstructions:
             parameter_strides=parameter_strides,
             use_bias=self.pick([0, 1]),
             pre_shift=self.pick([0, 0, 0, 7, 31, self.between(0, 31)]),
-            scale_source=self.pick(
-                [ScaleSource.NONE, ScaleSource.PARAMETER, ScaleSource.INSTRUCTION]
+            scale_source=self.pick(list(ScaleSource)),
+            scalar_registers=(
+                MULTIPLIER_REGISTER,
+                EXPONENT_REGISTER,
+                self.between(0, 15),
+                self.between(0, 15),
             ),
+            clamp_from_scalar=self.pick([0, 0, 1]),
+            capture=self.pick([Capture.NONE, *Capture]),
+            capture_register=self.pick(NOTED_REGISTERS),
+            lookup=self.pick([0, 0, 0, 0, *range(1, LOOKUP_TABLES + 1)]),
             multiplier=self.pick([0, 1 << 30, (1 << 31) - 1, self.between(0, (1 << 31) - 1)]),
             exponent=self.pick([0, -8, -31, 31, self.between(-31, 31)]),
             rounding=self.pick(list(Rounding)),

@@ -78,6 +78,7 @@ def test_random_programs(config: AcceleratorConfig, number: int, open_engine, rn
             reference.execute(instruction)
         found = device.read_memory(0, memory_bytes)
         assert found.tolist() == reference.dram, "\n".join(map(str, body))
+        assert device.read_scalars() == tuple(reference.scalars), "\n".join(map(str, body))
 
 
 def _stochastic_program(config: AcceleratorConfig, rows: list[int]) -> list[Instruction]:

@@ -9,7 +9,7 @@ from sim.machine_reference import ReferenceFault, ReferenceMachine
 from sim.programs import encode, serialized
 from sim.random_instructions import RandomInstructions
 from weft_hw import PRESETS, AcceleratorConfig, WeftError
-from weft_hw.instructions import Instruction, Load, Matrix, Memory, ScaleSource, Vector
+from weft_hw.instructions import Instruction, Load, Matrix, Memory, Scalar, ScaleSource, Vector
 from weft_sim.device import DeviceFault
 from weft_sim.functional import FunctionalDevice, blas
 
@@ -20,6 +20,9 @@ CONFIGS = [PRESETS["tiny"], TALL, FLEXIBLE, PRESETS["edge8"], PRESETS["base16"]]
 DRAM = 4096
 PROGRAM = 2048
 OUTSIDE = 1 << 14
+
+
+KINDS = ["load", "load_parameters", "load_lookup", "store", "matrix", "vector", "scalar"]
 
 
 class Pair:
@@ -45,6 +48,8 @@ class Pair:
         self.reference.activation = [byte % 256 for byte in self.reference.activation]
         self.reference.weight = [byte % 256 for byte in memories.weight.tolist()]
         self.reference.parameter = memories.parameter.tolist()
+        memories.lookup[:] = rng.integers(-128, 128, memories.lookup.shape)
+        self.reference.lookup = [entry % 256 for entry in memories.lookup.reshape(-1).tolist()]
         self.reference.accumulator = memories.accumulator[:-1].tolist()
 
     def run(self, instructions: list[Instruction]) -> None:
@@ -61,10 +66,14 @@ class Pair:
         assert memories.weight.view(np.uint8).tolist() == reference.weight, about
         assert memories.parameter.tolist() == reference.parameter, about
         assert memories.accumulator[:-1].tolist() == reference.accumulator, about
+        assert memories.lookup.reshape(-1).view(np.uint8).tolist() == reference.lookup, about
+        assert list(self.device.read_scalars()) == reference.scalars, about
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
-@pytest.mark.parametrize("kind", ["load", "load_parameters", "store", "matrix", "vector"])
+@pytest.mark.parametrize(
+    "kind", ["load", "load_parameters", "load_lookup", "store", "matrix", "vector", "scalar"]
+)
 def test_random_instructions(kind: str, config: AcceleratorConfig, rng: np.random.Generator):
     pair = Pair(config, rng)
     for _ in range(12 if config.columns < 16 else 5):
@@ -128,6 +137,8 @@ def random_fault(random: RandomInstructions) -> Instruction:
     """A random instruction with one address field changed so that it probably faults."""
     while True:
         instruction = random.draw()
+        if isinstance(instruction, Scalar):
+            continue
         fields = [
             name for name in ("address", "a_address", "b_address") if hasattr(instruction, name)
         ]

@@ -280,10 +280,14 @@ def _places(instruction: Instruction) -> tuple[Places, Places]:
     machine = ReferenceMachine(TINY, bytes(1 << 16))
     reads: Places = set()
     writes: Places = set()
-    for name in ("dram", "activation", "weight", "parameter", "accumulator"):
+    for name in ("dram", "activation", "weight", "parameter", "lookup", "accumulator"):
         setattr(machine, name, _Noted(name, getattr(machine, name), reads, writes))
     machine.execute(instruction)
-    if isinstance(instruction, Matrix) or getattr(instruction, "destination", 0):
+    if isinstance(instruction, Vector) and instruction.lookup:
+        # Which entries depends on data: all of the table count.
+        reads |= {("lookup", 256 * (instruction.lookup - 1) + n) for n in range(256)}
+    rows_written = isinstance(instruction, Vector) and instruction.destination
+    if isinstance(instruction, Matrix) or rows_written:
         # Rows are changed in place, after they have been looked up: nothing reads others.
         rows = {place for place in reads if place[0] == "accumulator"}
         writes |= _written_rows(instruction, rows)

@@ -15,11 +15,13 @@ from weft_hw.gateware.dispatch import Dispatch
 from weft_hw.gateware.fault_control import FaultControl
 from weft_hw.gateware.fetch import Fetch
 from weft_hw.gateware.load import LoadEngine
+from weft_hw.gateware.lookup_tables import LookupTables
 from weft_hw.gateware.matrix import MatrixEngine
 from weft_hw.gateware.parameter_memory import ParameterMemory
 from weft_hw.gateware.scratchpad import Scratchpad
 from weft_hw.gateware.store import StoreEngine
 from weft_hw.gateware.vector import VectorEngine
+from weft_hw.instruction_values import SCALAR_REGISTER_BITS
 from weft_hw.instructions import DRAM_BITS, Queue
 from weft_hw.registers import FaultCause
 
@@ -44,6 +46,8 @@ class Core(wiring.Component):
     watchdog_limit : In(32)
     random_seed, random_step : In(32), In(32)
         Held while the program runs.
+    scalar_index, scalar_value : In(4), Out(32)
+        A scalar register to look at while no program runs; two cycles later.
     running : Out(1)
         From the cycle after ``start`` to ``done`` or ``halted``.
     done : Out(1)
@@ -72,6 +76,8 @@ class Core(wiring.Component):
                 "watchdog_limit": In(32),
                 "random_seed": In(32),
                 "random_step": In(32),
+                "scalar_index": In(SCALAR_REGISTER_BITS),
+                "scalar_value": Out(32),
                 "running": Out(1),
                 "done": Out(1),
                 "halted": Out(1),
@@ -119,6 +125,8 @@ class Core(wiring.Component):
         m.d.comb += [
             vector.random_seed.eq(self.random_seed),
             vector.random_step.eq(self.random_step),
+            vector.scalar_index.eq(self.scalar_index),
+            self.scalar_value.eq(vector.scalar_value),
         ]
         m.d.sync += [
             counters.read_beats.eq(load.beat),
@@ -157,6 +165,7 @@ class Core(wiring.Component):
             config, readers=len(accumulator_reads), writers=len(accumulator_writes)
         )
         m.submodules.parameter = parameter = ParameterMemory(config)
+        m.submodules.tables = tables = LookupTables(config)
         for requester, port in zip(activation_reads, activation.reads):
             _connect_read(m, requester, port)
         for requester, port in zip(activation_writes, activation.writes):
@@ -171,7 +180,9 @@ class Core(wiring.Component):
             connect(m, requester, port)
         connect(m, load.parameter, parameter.write)
         connect(m, vector.parameters, parameter.read)
-        for memory in (activation, weight, accumulator, parameter):
+        connect(m, load.lookup, tables.write)
+        connect(m, vector.tables, tables.read)
+        for memory in (activation, weight, accumulator, parameter, tables):
             m.d.comb += memory.inhibit.eq(inhibit)
 
     def _connect_bus(self, m: Module, fetch: Fetch, load: LoadEngine, store: StoreEngine) -> None:

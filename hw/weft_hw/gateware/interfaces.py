@@ -9,10 +9,13 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES, Memory
 from weft_hw.instructions import DRAM_BITS, STRIDE_BITS, Instruction
 from weft_hw.registers import FaultCause
 
 __all__ = [
+    "LOOKUP_ADDRESS_BITS",
+    "MEMORY_BITS",
     "READ_LATENCY",
     "WRITE_LATENCY",
     "AccumulatorReadPort",
@@ -22,6 +25,7 @@ __all__ = [
     "AxiWritePort",
     "EnginePort",
     "FaultReport",
+    "LookupPort",
     "ParameterReadPort",
     "ReadPort",
     "WritePort",
@@ -36,6 +40,11 @@ WRITE_LATENCY = 4
 """Cycles from the acceptance of a scratchpad write to the first read request that surely sees it.
 Fewer than pass between an instruction's retirement and the first request of one that waited for
 it."""
+
+LOOKUP_ADDRESS_BITS = (LOOKUP_TABLES * LOOKUP_ENTRIES - 1).bit_length()
+"""Of an entry, counted through all tables."""
+
+MEMORY_BITS = max(Memory).bit_length()
 
 ADDRESS_SHAPE_BITS = STRIDE_BITS  # local addresses travel signed, so that no range check can wrap
 
@@ -163,6 +172,19 @@ class ParameterReadPort(wiring.Signature):
             {
                 "address": Out(max(1, (config.parameter_rows - 1).bit_length())),
                 "data": In(parameter_row_layout(config)),
+            }
+        )
+
+
+class LookupPort(wiring.Signature):
+    """A lookup in the tables by every lane; the entries come in the following cycle."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__(
+            {
+                "valid": Out(1),
+                "address": Out(LOOKUP_ADDRESS_BITS).array(config.columns),
+                "data": In(8).array(config.columns),
             }
         )
 

@@ -5,7 +5,14 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import AccumulatorWritePort, AxiReadPort, EnginePort, WritePort
+from weft_hw.gateware.interfaces import (
+    LOOKUP_ADDRESS_BITS,
+    MEMORY_BITS,
+    AccumulatorWritePort,
+    AxiReadPort,
+    EnginePort,
+    WritePort,
+)
 from weft_hw.gateware.packed_rows import PackedPlace, rotated, unpacked_row
 from weft_hw.gateware.transfer import (
     EntryKind,
@@ -53,6 +60,7 @@ class LoadEngine(wiring.Component):
     axi : Out(AxiReadPort(config))
     activation, weight : Out(WritePort(bits of the memory, line_bytes))
     parameter : Out(WritePort(bits of parameter_bytes, bus_bytes))
+    lookup : Out(WritePort(bits of all tables, bus_bytes))
     accumulator : Out(AccumulatorWritePort(config))
     beat : Out(1)
         A data beat is transferred.
@@ -68,6 +76,7 @@ class LoadEngine(wiring.Component):
                 "activation": Out(WritePort(config.activation_address_bits, config.line_bytes)),
                 "weight": Out(WritePort(config.weight_address_bits, config.line_bytes)),
                 "parameter": Out(WritePort(parameter_bits, config.bus_bytes)),
+                "lookup": Out(WritePort(LOOKUP_ADDRESS_BITS, config.bus_bytes)),
                 "accumulator": Out(AccumulatorWritePort(config)),
                 "beat": Out(1),
             }
@@ -162,7 +171,7 @@ class LoadEngine(wiring.Component):
             m.d.comb += width.eq(Mux(in_rows & (row.left < room), row.left, room))
         with m.Elif(in_rows):
             m.d.comb += width.eq(row.left)
-        with m.Elif(head.memory == Memory.PARAMETER):
+        with m.Elif((head.memory == Memory.PARAMETER) | (head.memory == Memory.LOOKUP)):
             m.d.comb += width.eq(beat)
         with m.Else():
             m.d.comb += width.eq(line)
@@ -170,7 +179,7 @@ class LoadEngine(wiring.Component):
         error = axi.rresp[1]
         step = Signal()
         m.submodules.writer = writer = _Writer(config)
-        for name in ("activation", "weight", "parameter", "accumulator"):
+        for name in ("activation", "weight", "parameter", "lookup", "accumulator"):
             wiring.connect(m, getattr(writer, name), wiring.flipped(getattr(self, name)))
         m.d.comb += [
             axi.rready.eq(halt | (queue.r_rdy & is_burst & writer.i.ready & (exhausted | error))),
@@ -237,7 +246,7 @@ class _Writer(wiring.Component):
     i : In(stream of (memory, element, address, data, strobe, last))
         For accumulators the address is a row, the strobe has a bit a lane, and the data are of
         packed elements of that width, which are extended here.
-    activation, weight, parameter : Out(WritePort)
+    activation, weight, parameter, lookup : Out(WritePort)
     accumulator : Out(AccumulatorWritePort)
     finished : Out(1)
         A write with ``last`` is taken in this cycle.
@@ -251,7 +260,7 @@ class _Writer(wiring.Component):
         parameter_bits = (config.parameter_bytes - 1).bit_length()
         self._payload = data.StructLayout(
             {
-                "memory": unsigned(2),
+                "memory": unsigned(MEMORY_BITS),
                 "element": unsigned(2),
                 "address": unsigned(local_address_bits(config)),
                 "data": unsigned(8 * line),
@@ -265,6 +274,7 @@ class _Writer(wiring.Component):
                 "activation": Out(WritePort(config.activation_address_bits, line)),
                 "weight": Out(WritePort(config.weight_address_bits, line)),
                 "parameter": Out(WritePort(parameter_bits, config.bus_bytes)),
+                "lookup": Out(WritePort(LOOKUP_ADDRESS_BITS, config.bus_bytes)),
                 "accumulator": Out(AccumulatorWritePort(config)),
                 "finished": Out(1),
                 "empty": Out(1),
@@ -280,6 +290,7 @@ class _Writer(wiring.Component):
             Memory.ACTIVATION: self.activation,
             Memory.WEIGHT: self.weight,
             Memory.PARAMETER: self.parameter,
+            Memory.LOOKUP: self.lookup,
             Memory.ACCUMULATOR: self.accumulator,
         }
         with m.Switch(held.memory):
@@ -291,7 +302,7 @@ class _Writer(wiring.Component):
         beat = held.data[: self._config.bus_width]
         row = unpacked_row(m, self._config, beat, held.element)
         m.d.comb += self.accumulator.data.eq(row)
-        for port in (self.activation, self.weight, self.parameter):
+        for port in (self.activation, self.weight, self.parameter, self.lookup):
             m.d.comb += port.data.eq(held.data)
         m.d.comb += [
             self.i.ready.eq(~valid | taken),

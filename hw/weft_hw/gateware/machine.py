@@ -97,6 +97,8 @@ class Machine(wiring.Component):
             core.watchdog_limit.eq(registers.watchdog_limit),
             core.random_seed.eq(registers.random_seed),
             core.random_step.eq(registers.random_step),
+            core.scalar_index.eq(registers.scalar_index),
+            registers.scalar_value.eq(core.scalar_value),
         ]
         with m.If(reset_core):
             m.d.sync += reset_pending.eq(0)

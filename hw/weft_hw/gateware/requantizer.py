@@ -45,7 +45,8 @@ class Requantizer(wiring.Component):
 
     Members
     -------
-    i_valid, o_valid : In(1), Out(1)
+    i_valid, o_soon, o_valid : In(1), Out(1), Out(1)
+        ``o_soon`` is ``o_valid`` of the following cycle.
     value, bias : In(signed(32)), an array of lanes
     multiplier : In(31), an array of lanes
     exponent : In(signed(8)), an array of lanes
@@ -56,6 +57,8 @@ class Requantizer(wiring.Component):
     random : In(16), an array of lanes
         For stochastic rounding; of the vector that entered ``random_delay`` cycles before.
     bypass : In(1)
+    biased : Out(signed(32)), an array of lanes
+        Value and bias of the vector that entered in the cycle before.
     result : Out(signed(32)), an array of lanes
     """
 
@@ -74,6 +77,8 @@ class Requantizer(wiring.Component):
                 "rounding": In(2),
                 "random": In(16).array(lanes),
                 "bypass": In(1),
+                "biased": Out(signed(32)).array(lanes),
+                "o_soon": Out(1),
                 "o_valid": Out(1),
                 "result": Out(signed(32)).array(lanes),
             }
@@ -102,6 +107,7 @@ class Requantizer(wiring.Component):
             two_step[0].eq((self.rounding == Rounding.TWO_STEP) & ~self.bypass),
             half_even[0].eq(self.rounding == Rounding.HALF_EVEN),
             stochastic[0].eq((self.rounding == Rounding.STOCHASTIC) & ~self.bypass),
+            self.o_soon.eq(valid[self.latency - 1]),
             self.o_valid.eq(valid[self.latency]),
         ]
         for k in range(self.latency):
@@ -132,6 +138,7 @@ class Requantizer(wiring.Component):
 
         # 1: the biased sum, and how far it will be shifted to the left and to the right.
         total = register("total", signed(32))
+        m.d.comb += self.biased[lane].eq(total)
         factor_1 = register("factor_1", 31)
         left_1 = register("left_1", 6)
         right_1 = register("right_1", 6)

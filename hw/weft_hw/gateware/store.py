@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import (
+    MEMORY_BITS,
     READ_LATENCY,
     AccumulatorReadPort,
     AxiWritePort,
@@ -70,7 +71,7 @@ class StoreEngine(wiring.Component):
         self._config = config
         self._beats_layout = data.StructLayout(
             {
-                "memory": unsigned(2),
+                "memory": unsigned(MEMORY_BITS),
                 "element": unsigned(2),
                 "local": unsigned(local_address_bits(config)),
                 "offset": unsigned((config.bus_bytes - 1).bit_length()),

@@ -14,8 +14,9 @@ from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.checks import unsupported_field, zero_count
-from weft_hw.gateware.interfaces import instruction_layout
+from weft_hw.gateware.interfaces import MEMORY_BITS, instruction_layout
 from weft_hw.gateware.loops import LoopNest
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 from weft_hw.instructions import (
     COUNT_BITS,
     DRAM_BITS,
@@ -56,6 +57,7 @@ def local_address_bits(config: AcceleratorConfig) -> int:
         config.activation_bytes,
         config.weight_bytes,
         config.parameter_bytes,
+        LOOKUP_TABLES * LOOKUP_ENTRIES,
         config.accumulator_total_rows << packed_row_bits(config, Element.INT32),
     )
     return (largest - 1).bit_length()
@@ -82,7 +84,7 @@ def entry_layout(config: AcceleratorConfig) -> data.StructLayout:
             "offset": unsigned((config.bus_bytes - 1).bit_length()),
             "local": unsigned(local_address_bits(config)),
             "bytes": unsigned(STRIDE_BITS),
-            "memory": unsigned(2),
+            "memory": unsigned(MEMORY_BITS),
             "element": unsigned(2),
             "fill": unsigned(8),
             "last": unsigned(1),
@@ -224,6 +226,7 @@ class TransferGenerator(wiring.Component):
         unaligned = reduce(or_, (value[:beat_bits] for value in placed)).any()
 
         misplaced = Signal()
+        by_beats = (fields.memory == Memory.PARAMETER) | (fields.memory == Memory.LOOKUP)
         # Elements have their natural alignment in DRAM; on chip they are rows and lanes.
         in_dram = [fields.dram_address, fields.run_bytes]
         in_dram += [fields.dram_strides[i] for i in range(LOOPS_TRANSFER)]
@@ -233,7 +236,7 @@ class TransferGenerator(wiring.Component):
             element_unaligned = Array([Const(0), low[0], low.any(), Const(0)])[fields.element]
             m.d.comb += misplaced.eq(element_unaligned)
         with m.Else():
-            m.d.comb += misplaced.eq((fields.memory == Memory.PARAMETER) & unaligned)
+            m.d.comb += misplaced.eq(by_beats & unaligned)
 
         last_local = Signal(signed(LOCAL_STREAM_BITS + 1))
         last_dram = Signal(signed(DRAM_STREAM_BITS + 1))
@@ -250,6 +253,7 @@ class TransferGenerator(wiring.Component):
                 (Memory.ACTIVATION, config.activation_bytes),
                 (Memory.WEIGHT, config.weight_bytes),
                 (Memory.PARAMETER, config.parameter_bytes),
+                (Memory.LOOKUP, LOOKUP_TABLES * LOOKUP_ENTRIES),
                 (Memory.ACCUMULATOR, config.accumulator_total_rows),
             ):
                 with m.Case(memory):

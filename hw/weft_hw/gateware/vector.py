@@ -10,19 +10,24 @@ from weft_hw.gateware.interfaces import (
     AccumulatorReadPort,
     AccumulatorWritePort,
     EnginePort,
+    LookupPort,
     ParameterReadPort,
     ReadPort,
     WritePort,
+    instruction_layout,
 )
+from weft_hw.gateware.scalar_unit import ScalarUnit
 from weft_hw.gateware.vector_lanes import VectorLanes
-from weft_hw.gateware.vector_layouts import SLOTS, controls_layout
+from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout
 from weft_hw.gateware.vector_operands import VectorOperands
 from weft_hw.gateware.vector_results import VectorResults
 from weft_hw.gateware.vector_steps import VectorSteps
+from weft_hw.instruction_values import SCALAR_REGISTER_BITS
 from weft_hw.instructions import (
     Head,
     Memory,
     OperandSource,
+    Scalar,
     ScaleSource,
     Tail,
     Vector,
@@ -32,13 +37,16 @@ from weft_hw.registers import FaultCause
 __all__ = ["VectorEngine"]
 
 
-class State(enum.Enum, shape=2):
+class State(enum.Enum, shape=3):
     """Where the instruction in the register is."""
 
     EMPTY = 0
-    CHECK = 1
-    RUN = 2
-    HALT = 3
+    CHECK = 1  # what its fields say goes into registers
+    READY = 2  # it starts once what it needs is there
+    RUN = 3
+    FETCH = 4  # scalar registers
+    SCALAR = 5
+    HALT = 6
 
 
 class VectorEngine(wiring.Component):
@@ -48,8 +56,11 @@ class VectorEngine(wiring.Component):
                        (addresses) (reads)  (arithmetic) (writes, retirement)
 
     One window element a cycle, so one vector a cycle for windows of one element, while the memories
-    accept every request. From the acceptance of an instruction to its first request 7 cycles pass;
-    3 cycles without a request lie between two instructions.
+    accept every request. From the acceptance of an instruction to its first request 8 cycles pass;
+    4 cycles without a request lie between two instructions.
+
+    A SCALAR instruction executes alone, once every earlier one has retired and what it captured is
+    in the registers; so does the start of a VECTOR instruction that takes scalar registers.
 
     The next instruction starts while its predecessor drains, unless it reads the memory to which
     the predecessor writes: then it waits until that one has retired. An instruction with a fault in
@@ -72,6 +83,9 @@ class VectorEngine(wiring.Component):
     accumulator_a, accumulator_b : Out(AccumulatorReadPort)
     accumulator_result : Out(AccumulatorWritePort)
     parameters : Out(ParameterReadPort)
+    tables : Out(LookupPort)
+    scalar_index, scalar_value : In(4), Out(32)
+        A scalar register to look at while no instruction is inside; two cycles later.
     random_seed, random_step : In(32), In(32)
         Held while an instruction is inside and for some cycles before.
     """
@@ -90,6 +104,9 @@ class VectorEngine(wiring.Component):
                 "accumulator_b": Out(AccumulatorReadPort(config)),
                 "accumulator_result": Out(AccumulatorWritePort(config)),
                 "parameters": Out(ParameterReadPort(config)),
+                "tables": Out(LookupPort(config)),
+                "scalar_index": In(SCALAR_REGISTER_BITS),
+                "scalar_value": Out(32),
                 "random_seed": In(32),
                 "random_step": In(32),
             }
@@ -102,6 +119,7 @@ class VectorEngine(wiring.Component):
         m.submodules.operands = operands = VectorOperands(config)
         m.submodules.lanes = lanes = VectorLanes(config)
         m.submodules.results = results = VectorResults(config)
+        m.submodules.scalars = scalars = ScalarUnit()
 
         current = Signal(engine.instruction.payload.shape(), reset_less=True)
         controls = Signal(data.ArrayLayout(controls_layout(config), SLOTS), reset_less=True)
@@ -110,56 +128,71 @@ class VectorEngine(wiring.Component):
 
         state = Signal(State)
         slot = Signal()  # of the next instruction
-        inside = Signal(range(SLOTS + 1))  # instructions started and not retired
+        inside = Signal(range(SLOTS + 1))  # instructions started and not finished
         offsets = [Signal(32, name=f"offset_{i}", reset_less=True) for i in range(SLOTS)]
         starts = Signal()
-        wrong = Signal()
+        fields = current.fields
+        flags = self._check(m, fields, controls, slot, inside)
+        fetched = Signal()  # the scalar registers that the instruction uses are there
         m.d.comb += [
             engine.instruction.ready.eq((state == State.EMPTY) & ~engine.stop),
             steps.start.eq(starts),
             steps.slot.eq(slot),
-        ]
-
-        fields = current.fields
-        unsupported = Signal()
-        m.d.comb += [
-            unsupported.eq(
-                (fields.opcode != Vector.opcode)
-                | unsupported_field(m, Vector, fields)
-                | self._mismatched(fields)
-            ),
-            wrong.eq(unsupported | zero_count(Vector, fields)),
+            lanes.clear.eq(starts),
+            lanes.clear_slot.eq(slot),
         ]
         step_bad = Signal()
-        m.d.comb += step_bad.eq(steps.valid & steps.step.bad)
-        may_start = (
-            (inside != SLOTS) & ~step_bad & ~self._conflict(m, fields, controls, slot, inside)
-        )
-        m.d.comb += starts.eq((state == State.CHECK) & ~engine.stop & ~wrong & may_start)
-        m.d.sync += inside.eq(inside + starts - results.retire)
+        alone = Signal()
+        m.d.comb += [
+            step_bad.eq(steps.valid & steps.step.bad),
+            alone.eq((inside == 0) & ~engine.stop),
+            starts.eq(
+                (state == State.READY)
+                & ~engine.stop
+                & ~(flags.wrong | flags.scalar | flags.conflict | step_bad)
+                & (inside != SLOTS)
+                & (~flags.takes_scalars | fetched)
+            ),
+        ]
+        finishes = self._elaborate_merge(m, scalars, lanes, controls, results.retire)
+        m.d.sync += inside.eq(inside + starts - finishes)
 
         fault = engine.fault
         m.d.sync += fault.valid.eq(0)
         with m.Switch(state):
             with m.Case(State.EMPTY):
+                m.d.sync += fetched.eq(0)
                 with m.If(engine.instruction.valid & engine.instruction.ready):
                     m.d.sync += [current.eq(engine.instruction.payload), state.eq(State.CHECK)]
             with m.Case(State.CHECK):
+                m.d.sync += state.eq(State.READY)
+            with m.Case(State.READY):
                 with m.If(starts):
-                    m.d.sync += [
-                        slot.eq(~slot),
-                        state.eq(State.RUN),
-                    ]
-                with m.Elif(wrong & (inside == 0) & ~engine.stop):
+                    m.d.sync += [slot.eq(~slot), state.eq(State.RUN)]
+                with m.Elif(alone & flags.wrong):
                     m.d.sync += [
                         fault.valid.eq(1),
                         fault.cause.eq(
-                            Mux(unsupported, FaultCause.UNSUPPORTED_FIELD, FaultCause.ZERO_COUNT)
+                            Mux(
+                                flags.unsupported,
+                                FaultCause.UNSUPPORTED_FIELD,
+                                FaultCause.ZERO_COUNT,
+                            )
                         ),
                         fault.instruction.eq(current.offset),
                         fault.address.eq(0),
                         state.eq(State.HALT),
                     ]
+                with m.Elif(alone & flags.scalar):
+                    m.d.sync += state.eq(State.SCALAR)
+                with m.Elif(alone & flags.takes_scalars & ~fetched):
+                    m.d.sync += state.eq(State.FETCH)
+            with m.Case(State.FETCH):
+                with m.If(scalars.done):
+                    m.d.sync += [fetched.eq(1), state.eq(State.READY)]
+            with m.Case(State.SCALAR):
+                with m.If(scalars.done):
+                    m.d.sync += state.eq(State.EMPTY)
             with m.Case(State.RUN):
                 with m.If(steps.finished):
                     m.d.sync += state.eq(State.EMPTY)
@@ -174,11 +207,22 @@ class VectorEngine(wiring.Component):
         for i in range(SLOTS):
             with m.If(starts & (slot == i)):
                 m.d.sync += offsets[i].eq(current.offset)
-                self._set_controls(m, controls[i], fields)
+                self._set_controls(m, controls[i], fields, scalars.fetched)
 
+        scalar_retires = Signal()
+        m.d.sync += scalar_retires.eq((state == State.SCALAR) & scalars.done)
         m.d.comb += [
-            engine.retire.eq(results.retire & ~engine.stop),
-            engine.busy.eq((state != State.EMPTY) | (inside != 0)),
+            scalars.start.eq(state == State.SCALAR),
+            scalars.fields.eq(Value.cast(fields)[: 8 * Scalar.size]),
+            scalars.fetch.eq(state == State.FETCH),
+            *[port.eq(n) for port, n in zip(scalars.numbers, fields.scalar_registers)],
+            scalars.inhibit.eq(engine.stop),
+            scalars.index.eq(self.scalar_index),
+            self.scalar_value.eq(scalars.value),
+        ]
+        m.d.comb += [
+            engine.retire.eq((results.retire | scalar_retires) & ~engine.stop),
+            engine.busy.eq((state != State.EMPTY) | (inside != 0) | scalar_retires),
             engine.stall.eq(operands.stalled | results.stalled),
             engine.bus_busy.eq(0),
         ]
@@ -200,6 +244,7 @@ class VectorEngine(wiring.Component):
             (operands.accumulator_a, self.accumulator_a),
             (operands.accumulator_b, self.accumulator_b),
             (lanes.parameters, self.parameters),
+            (lanes.tables, self.tables),
             (results.activation, self.result),
             (results.accumulator, self.accumulator_result),
         ):
@@ -228,6 +273,69 @@ class VectorEngine(wiring.Component):
             (lanes.result, results.value),
         ):
             m.d.comb += [port.eq(signal) for signal, port in zip(source, target)]
+
+    def _check(
+        self, m: Module, fields: data.View, controls: Signal, slot: Signal, inside: Signal
+    ) -> data.View:
+        """Registers that say what the instruction needs, one cycle after it has come."""
+        names = ("scalar", "unsupported", "wrong", "conflict", "takes_scalars")
+        layout = data.StructLayout(dict.fromkeys(names, 1))
+        flags = data.View(layout, Signal(len(names), name="flags", reset_less=True))
+        scalar = Signal()
+        unsupported = Signal()
+        scalar_fields = data.View(instruction_layout(Scalar), Value.cast(fields)[: 8 * Scalar.size])
+        m.d.comb += scalar.eq(fields.opcode == Scalar.opcode)
+        with m.If(scalar):
+            m.d.comb += unsupported.eq(unsupported_field(None, Scalar, scalar_fields))
+        with m.Else():
+            m.d.comb += unsupported.eq(
+                (fields.opcode != Vector.opcode)
+                | unsupported_field(m, Vector, fields)
+                | self._mismatched(fields)
+            )
+        m.d.sync += [
+            flags.scalar.eq(scalar),
+            flags.unsupported.eq(unsupported),
+            flags.wrong.eq(unsupported | (~scalar & zero_count(Vector, fields))),
+            flags.conflict.eq(self._conflict(m, fields, controls, slot, inside)),
+            flags.takes_scalars.eq(
+                (fields.scale_source == ScaleSource.SCALAR) | fields.clamp_from_scalar
+            ),
+        ]
+        return flags
+
+    def _elaborate_merge(
+        self,
+        m: Module,
+        scalars: ScalarUnit,
+        lanes: VectorLanes,
+        controls: Signal,
+        retires: Signal,
+    ) -> Signal:
+        """Enter into the scalar registers what retired instructions captured, in their order.
+
+        The result is high when the oldest one has nothing, or nothing more, to enter.
+        """
+        retired = Signal(range(SLOTS + 1))  # and not yet finished
+        oldest = Signal()  # its slot
+        finishes = Signal()
+        captures = Signal()
+        largest = control(m, controls, oldest, "capture_largest", "_merged")
+        clamped = control(m, controls, oldest, "capture_clamped", "_merged")
+        m.d.comb += [
+            captures.eq(largest | clamped),
+            scalars.merge.eq((retired != 0) & captures),
+            scalars.merge_largest.eq(largest),
+            scalars.merge_clamped.eq(clamped),
+            scalars.merge_register.eq(control(m, controls, oldest, "capture_register")),
+            scalars.largest.eq(Mux(oldest, lanes.largest[1], lanes.largest[0])),
+            scalars.clamped.eq(Mux(oldest, lanes.clamped[1], lanes.clamped[0])),
+            finishes.eq((retired != 0) & (~captures | scalars.done)),
+        ]
+        m.d.sync += retired.eq(retired + retires - finishes)
+        with m.If(finishes):
+            m.d.sync += oldest.eq(~oldest)
+        return finishes
 
     def _mismatched(self, fields: data.View) -> Value:
         """What :meth:`Vector.unsupported` checks besides single fields."""
@@ -259,9 +367,14 @@ class VectorEngine(wiring.Component):
         m.d.comb += conflict.eq((inside != 0) & Mux(written, reads_wide, reads_narrow))
         return conflict
 
-    def _set_controls(self, m: Module, controls: data.View, fields: data.View) -> None:
+    def _set_controls(
+        self, m: Module, controls: data.View, fields: data.View, scalars: data.View
+    ) -> None:
         columns = self._config.columns
-        high, low = fields.clamp_high, fields.clamp_low
+        given_multiplier, given_exponent, given_low, given_high = scalars
+        high = Mux(fields.clamp_from_scalar, given_high, fields.clamp_high)
+        low = Mux(fields.clamp_from_scalar, given_low, fields.clamp_low)
+        scaled = fields.scale_source == ScaleSource.SCALAR
         lanes = [(fields.last_lanes == 0) | (fields.last_lanes > lane) for lane in range(columns)]
         m.d.sync += [
             controls.head_maximum.eq(fields.head == Head.MAXIMUM),
@@ -277,8 +390,8 @@ class VectorEngine(wiring.Component):
             controls.pre_shift.eq(fields.pre_shift),
             controls.bypass.eq(fields.scale_source == ScaleSource.NONE),
             controls.scale_parameter.eq(fields.scale_source == ScaleSource.PARAMETER),
-            controls.multiplier.eq(fields.multiplier),
-            controls.exponent.eq(fields.exponent),
+            controls.multiplier.eq(Mux(scaled, given_multiplier[:31], fields.multiplier)),
+            controls.exponent.eq(Mux(scaled, given_exponent[:8].as_signed(), fields.exponent)),
             controls.rounding.eq(fields.rounding),
             controls.tensor.eq(fields.tensor),
             controls.tail_add.eq(fields.tail == Tail.ADD),
@@ -291,6 +404,11 @@ class VectorEngine(wiring.Component):
             # The upper bound wins where they cross, whichever is compared first.
             controls.clamp_low.eq(Mux(low > high, high, low)),
             controls.clamp_high.eq(high),
+            controls.lookup.eq(fields.lookup != 0),
+            controls.table.eq(fields.lookup - 1),
             controls.wide.eq(fields.destination == Memory.ACCUMULATOR),
+            controls.capture_largest.eq(fields.capture[0]),
+            controls.capture_clamped.eq(fields.capture[1]),
+            controls.capture_register.eq(fields.capture_register),
             *[controls.last_strobe[lane].eq(bit) for lane, bit in enumerate(lanes)],
         ]

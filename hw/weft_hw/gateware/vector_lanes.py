@@ -1,41 +1,31 @@
-"""The vector engine's arithmetic: window reduction, scaling, operand B, zero point and clamp."""
+"""The vector engine's arithmetic: window reduction, scaling, and the tail."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import ParameterReadPort
+from weft_hw.gateware.interfaces import LookupPort, ParameterReadPort
 from weft_hw.gateware.random_bits import RandomBits
 from weft_hw.gateware.requantizer import Requantizer
+from weft_hw.gateware.vector_capture import VectorCapture
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
+from weft_hw.gateware.vector_tail import TAIL_LATENCY, WAITING_B, VectorTail
 from weft_hw.gateware.vector_window import VectorWindow, window_latency
 from weft_hw.instructions import Rounding
 
 __all__ = ["VectorLanes"]
-
-WAITING_B = 16
-"""Places for operands B between their arrival and the tail; more than the pipeline's depth."""
 
 
 class VectorLanes(wiring.Component):
     """Computes results from operands, in every lane::
 
         head   = the window's reduction, see :class:`VectorWindow`
-        scaled = (head + bias) << pre_shift, requantized
-        result = clamp(tail(scaled, B) + zero_point, clamp_low, clamp_high)
+        scaled = (head + bias) << pre_shift, see :class:`Requantizer`
+        result = lookup(clamp(tail(scaled, B) + zero_point)), see :class:`VectorTail`
 
     with all sums modulo 2^32. One window element enters a cycle, a vector leaves for each last one,
-    ``latency`` cycles after it, without back-pressure::
-
-        window | requantizer | tail | zero point | clamp
-
-    The tail's product of 32 by 9 bits has two halves, of 16 bits of the value each; the upper one
-    is added together with the zero point.
-
-    Operands B wait in a small memory until their vector reaches the tail. A stage without a vector
-    does not switch.
+    ``latency`` cycles after it, without back-pressure.
 
     Parameters
     ----------
@@ -51,6 +41,11 @@ class VectorLanes(wiring.Component):
         The row to be read in this cycle, for the vector whose last token is valid in it.
     parameters : Out(parameter read port)
     random_seed, random_step : In(32), In(32)
+    tables : Out(LookupPort)
+    clear, clear_slot : In(1), In(1)
+        An instruction starts in that slot: nothing is captured for it yet.
+    largest, clamped : Out(31), Out(32), arrays by slot
+        See :class:`VectorCapture`.
     o_valid, result : Out(1), Out(signed(32)), an array of columns
     """
 
@@ -58,6 +53,7 @@ class VectorLanes(wiring.Component):
         self._config = config
         self._window = VectorWindow(config)
         self._requantizer = Requantizer(config.columns)
+        self._tail = VectorTail(config)
         if window_latency(self._config) + self._requantizer.latency >= WAITING_B:
             raise ValueError(f"`WAITING_B` must exceed the pipeline's depth, not be {WAITING_B}")
         parameters = ParameterReadPort(config)
@@ -71,6 +67,11 @@ class VectorLanes(wiring.Component):
                 "parameters": Out(parameters),
                 "random_seed": In(32),
                 "random_step": In(32),
+                "tables": Out(LookupPort(config)),
+                "clear": In(1),
+                "clear_slot": In(1),
+                "largest": Out(31).array(SLOTS),
+                "clamped": Out(32).array(SLOTS),
                 "o_valid": Out(1),
                 "result": Out(signed(32)).array(config.columns),
             }
@@ -79,7 +80,7 @@ class VectorLanes(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the last token of a window to the vector's result."""
-        return window_latency(self._config) + self._requantizer.latency + 2
+        return window_latency(self._config) + self._requantizer.latency + TAIL_LATENCY
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -93,12 +94,16 @@ class VectorLanes(wiring.Component):
         ]
         # The vector enters one of them a cycle after the other.
         assert random_bits.latency == 1 + self._requantizer.random_delay
-        slot = self._elaborate_scaling(m, random_bits)
-        for _ in range(self._requantizer.latency):
-            following = Signal(name="slot", reset_less=True)
-            m.d.sync += following.eq(slot)
-            slot = following
-        self._elaborate_tail(m, slot, self._elaborate_waiting_b(m, slot))
+        slots, last_tiles = [self._elaborate_scaling(m, random_bits)], [Signal(name="last_tile")]
+        with m.If(self._window.closing.valid):
+            m.d.sync += last_tiles[0].eq(self._window.closing.last_tile)
+        for k in range(self._requantizer.latency):
+            for chain, name in ((slots, "slot"), (last_tiles, "last_tile")):
+                later = Signal(name=f"{name}_{k + 1}", reset_less=True)
+                m.d.sync += later.eq(chain[-1])
+                chain.append(later)
+        self._elaborate_tail(m, slots, last_tiles)
+        self._elaborate_capture(m, slots, last_tiles)
         return m
 
     def _elaborate_scaling(self, m: Module, random_bits: RandomBits) -> Signal:
@@ -140,72 +145,45 @@ class VectorLanes(wiring.Component):
         ]
         return slot
 
-    def _elaborate_waiting_b(self, m: Module, slot: Signal) -> data.View:
-        """Queue of operands B from token to tail; returns the one at its head."""
-        layout = data.ArrayLayout(signed(32), self._config.columns)
-        memory: Memory = Memory(shape=layout, depth=WAITING_B, init=[])
-        m.submodules.waiting_b = memory
-        write, read = memory.write_port(), memory.read_port(domain="comb")
-        arrives = control(m, self.controls, self.token.slot, "b_used", "_arriving")
-        leaves = control(m, self.controls, slot, "b_used", "_leaving")
-        filled, drained = Signal(range(WAITING_B)), Signal(range(WAITING_B))
+    def _elaborate_tail(self, m: Module, slots: list[Signal], last_tiles: list[Signal]) -> None:
+        """Feed of the tail, and its results."""
+        requantizer, tail, token = self._requantizer, self._tail, self.token
+        m.submodules.tail = tail
+        connect(m, tail.tables, flipped(self.tables))
         m.d.comb += [
-            write.addr.eq(filled),
-            write.data.eq(Cat(*self.b)),
-            write.en.eq(self.token.valid & self.token.last & arrives),
-            read.addr.eq(drained),
+            tail.controls.eq(self.controls),
+            tail.b_valid.eq(
+                token.valid & token.last & control(m, self.controls, token.slot, "b_used")
+            ),
+            *[port.eq(b) for port, b in zip(tail.b, self.b)],
+            tail.i_soon.eq(requantizer.o_soon),
+            tail.i_soon_slot.eq(slots[-2]),
+            tail.i_valid.eq(requantizer.o_valid),
+            tail.i_slot.eq(slots[-1]),
+            tail.i_last_tile.eq(last_tiles[-1]),
+            *[port.eq(value) for port, value in zip(tail.scaled, requantizer.result)],
+            self.o_valid.eq(tail.o_valid),
+            *[port.eq(value) for port, value in zip(self.result, tail.result)],
         ]
-        with m.If(write.en):
-            m.d.sync += filled.eq(filled + 1)
-        with m.If(self._requantizer.o_valid & leaves):
-            m.d.sync += drained.eq(drained + 1)
-        return read.data
 
-    def _elaborate_tail(self, m: Module, slot: Signal, waiting_b: data.View) -> None:
-        valid = [self._requantizer.o_valid, Signal(name="valid_1"), Signal(name="valid_2")]
-        slots = [slot, Signal(name="slot_1"), Signal(name="slot_2")]
-        for stage in range(2):
-            m.d.sync += [valid[stage + 1].eq(valid[stage]), slots[stage + 1].eq(slots[stage])]
-        add = control(m, self.controls, slots[0], "tail_add")
-        maximum = control(m, self.controls, slots[0], "tail_maximum")
-        product = control(m, self.controls, slots[0], "tail_product")
-        product_1 = control(m, self.controls, slots[1], "tail_product", "_1")
-        select = control(m, self.controls, slots[0], "tail_select")
-        select_low = control(m, self.controls, slots[0], "select_low")
-        select_high = control(m, self.controls, slots[0], "select_high")
-        zero_point = control(m, self.controls, slots[1], "zero_point")
-        low = control(m, self.controls, slots[2], "clamp_low")
-        high = control(m, self.controls, slots[2], "clamp_high")
-        m.d.comb += self.o_valid.eq(valid[2])
-        for lane, scaled in enumerate(self._requantizer.result):
-            combined = Signal(signed(32), name=f"combined_{lane}", reset_less=True)
-            offset = Signal(signed(32), name=f"offset_{lane}", reset_less=True)
-            b = Signal(signed(32), name=f"tail_b_{lane}")
-            upper = Signal(16, name=f"upper_{lane}", reset_less=True)  # of a product
-            narrow = Signal(signed(9), name=f"tail_narrow_{lane}")
-            m.d.comb += [b.eq(waiting_b[lane]), narrow.eq(b)]
-            with m.If(valid[0]):
-                with m.If(add):
-                    m.d.sync += combined.eq(scaled + b)
-                with m.Elif(product):
-                    m.d.sync += [
-                        combined.eq(scaled[:16] * narrow),
-                        upper.eq(scaled[16:].as_signed() * narrow),
-                    ]
-                with m.Elif(maximum & (b > scaled)):
-                    m.d.sync += combined.eq(b)
-                with m.Elif(select & ~((narrow > select_low) & (narrow < select_high))):
-                    m.d.sync += combined.eq(0)
-                with m.Else():
-                    m.d.sync += combined.eq(scaled)
-            with m.If(valid[1]):
-                with m.If(product_1):
-                    m.d.sync += offset.eq(combined + zero_point + Cat(Const(0, 16), upper))
-                with m.Else():
-                    m.d.sync += offset.eq(combined + zero_point)
-            with m.If(offset > high):
-                m.d.comb += self.result[lane].eq(high)
-            with m.Elif(offset < low):
-                m.d.comb += self.result[lane].eq(low)
-            with m.Else():
-                m.d.comb += self.result[lane].eq(offset)
+    def _elaborate_capture(self, m: Module, slots: list[Signal], last_tiles: list[Signal]) -> None:
+        """What is captured: sums with their bias, and results that a bound has changed."""
+        tail = self._tail
+        m.submodules.capture = capture = VectorCapture(self._config)
+        biased = Signal()
+        m.d.sync += biased.eq(self._window.ready)
+        m.d.comb += [
+            capture.controls.eq(self.controls),
+            capture.clear.eq(self.clear),
+            capture.clear_slot.eq(self.clear_slot),
+            capture.i_valid.eq(biased),
+            capture.i_slot.eq(slots[1]),
+            capture.i_last_tile.eq(last_tiles[1]),
+            *[port.eq(value) for port, value in zip(capture.value, self._requantizer.biased)],
+            capture.o_valid.eq(tail.o_clamp),
+            capture.o_slot.eq(tail.o_clamp_slot),
+            capture.o_last_tile.eq(tail.o_clamp_last_tile),
+            capture.clamped.eq(tail.clamped),
+            *[port.eq(value) for port, value in zip(self.largest, capture.largest)],
+            *[port.eq(value) for port, value in zip(self.clamped, capture.count)],
+        ]

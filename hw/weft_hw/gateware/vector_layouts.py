@@ -4,6 +4,7 @@ from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_TABLES, SCALAR_REGISTER_BITS
 from weft_hw.instructions import COUNT_BITS, LOOPS_VECTOR, STRIDE_BITS
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "WINDOW_TAPS",
     "control",
     "controls_layout",
+    "early_control",
     "step_layout",
     "tag_layout",
     "token_layout",
@@ -78,7 +80,12 @@ def controls_layout(config: AcceleratorConfig) -> data.StructLayout:
             "zero_point": signed(16),
             "clamp_low": signed(32),
             "clamp_high": signed(32),
+            "lookup": 1,
+            "table": (LOOKUP_TABLES - 1).bit_length(),
             "wide": 1,  # results to accumulators
+            "capture_largest": 1,
+            "capture_clamped": 1,
+            "capture_register": SCALAR_REGISTER_BITS,
             "last_strobe": config.columns,  # lanes written in the last channel tile
         }
     )
@@ -90,6 +97,14 @@ def control(m: Module, controls: data.View, slot: Value, name: str, stage: str =
     chosen = Signal(first.shape(), name=name + stage)
     m.d.comb += chosen.eq(Mux(slot, second, first))
     return chosen
+
+
+def early_control(m: Module, controls: data.View, slot: Value, name: str, stage: str) -> Signal:
+    """The same in a register: for the stage behind the one that holds that slot."""
+    chosen = control(m, controls, slot, name, f"{stage}_chosen")
+    kept = Signal(chosen.shape(), name=name + stage, reset_less=True)
+    m.d.sync += kept.eq(chosen)
+    return kept
 
 
 def step_layout(config: AcceleratorConfig) -> data.StructLayout:
@@ -138,6 +153,7 @@ def token_layout() -> data.StructLayout:
             "exists": 1,  # A was read; otherwise it does not count
             "first": 1,  # of its window
             "last": 1,  # of its window; the tail's B comes with it
+            "last_tile": 1,  # of its instruction: not all lanes may count
             "index": INDEX_BITS,  # of the element in lane 0, for stochastic rounding
             "window": window_layout(),
             "a_held": 1,  # the operand had been accepted in an earlier cycle than the step

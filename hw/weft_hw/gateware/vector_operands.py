@@ -153,6 +153,7 @@ class VectorOperands(wiring.Component):
             tokens[0].exists.eq(step.exists),
             tokens[0].first.eq(step.first),
             tokens[0].last.eq(step.last),
+            tokens[0].last_tile.eq(step.tag.last_tile),
             tokens[0].index.eq(step.index),
             tokens[0].window.eq(step.window),
             tokens[0].a_held.eq(a_done),

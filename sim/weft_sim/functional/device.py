@@ -93,6 +93,10 @@ class FunctionalDevice:
         """
         return self.memories.dram[self._range(address, size)].copy()
 
+    def read_scalars(self) -> tuple[int, ...]:
+        """The scalar registers, int32 each."""
+        return tuple(self.memories.scalars)
+
     def run(
         self,
         program_address: int,
@@ -144,6 +148,7 @@ class FunctionalDevice:
     def reset(self) -> None:
         """Make the device ready for the next run; memories keep their content."""
         self._faulted = False
+        self.memories.scalars[:] = [0] * len(self.memories.scalars)
 
     def close(self) -> None:
         """Forget all prepared programs."""

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES, SCALAR_REGISTER_BITS
 
 __all__ = ["FILL_BYTES", "Memories", "Scratch"]
 
@@ -30,6 +31,9 @@ class Memories:
         The parameter memory's address space.
     bias, multiplier, exponent : arrays (parameter rows, columns)
         Views of ``parameter``: int32, uint32, int8.
+    lookup : int8 array (tables, entries)
+    scalars : list of int
+        The scalar registers, in the int32 range.
     random_seed, random_step : int
         The registers of stochastic rounding.
     """
@@ -37,6 +41,8 @@ class Memories:
     def __init__(self, config: AcceleratorConfig, memory_bytes: int) -> None:
         self.config = config
         self.random_seed, self.random_step = 0, 0
+        self.scalars = [0] * (1 << SCALAR_REGISTER_BITS)
+        self.lookup: NDArray[np.int8] = np.zeros((LOOKUP_TABLES, LOOKUP_ENTRIES), np.int8)
         self.dram: NDArray[np.uint8] = np.zeros(memory_bytes, np.uint8)
         self.activation: NDArray[np.int8] = np.zeros(config.activation_bytes + FILL_BYTES, np.int8)
         self.weight: NDArray[np.int8] = np.zeros(config.weight_bytes, np.int8)

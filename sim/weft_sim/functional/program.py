@@ -15,6 +15,7 @@ from weft_hw.instructions import (
     Instruction,
     Load,
     Matrix,
+    Scalar,
     Store,
     Vector,
     decode,
@@ -25,6 +26,7 @@ from weft_sim.functional.blas import one_thread
 from weft_sim.functional.loaded import LoadedCache
 from weft_sim.functional.matrix import Weights, prepare_matrix
 from weft_sim.functional.memories import Memories, Scratch
+from weft_sim.functional.scalars import ScalarStep
 from weft_sim.functional.semaphores import SerialSemaphores, first_waiting
 from weft_sim.functional.step import Faulted, Step
 from weft_sim.functional.transfers import LoadStep, StoreStep
@@ -180,6 +182,8 @@ class _Preparation:
                 counted = (*instruction.counts, instruction.run_bytes)
             case Matrix() | Vector():
                 counted = instruction.counts
+            case Scalar():
+                return ScalarStep(instruction, self._memories)
             case _:
                 raise Faulted(FaultCause.UNSUPPORTED_FIELD)
         if 0 in counted:

@@ -27,6 +27,7 @@ SPACES = {
     Memory.ACTIVATION: Space.ACTIVATION,
     Memory.WEIGHT: Space.WEIGHT,
     Memory.PARAMETER: Space.PARAMETER,
+    Memory.LOOKUP: Space.LOOKUP,
     Memory.ACCUMULATOR: Space.ACCUMULATOR,
 }
 
@@ -74,6 +75,7 @@ class _Runs:
             Memory.ACTIVATION: memories.activation[: len(memories.activation) - FILL_BYTES],
             Memory.WEIGHT: memories.weight,
             Memory.PARAMETER: memories.parameter,
+            Memory.LOOKUP: memories.lookup.reshape(-1),
             Memory.ACCUMULATOR: memories.accumulator[:-1].reshape(-1),
         }
         chip = chips[instruction.memory]
@@ -82,7 +84,7 @@ class _Runs:
 
     def _check(self, memories: Memories) -> None:
         config, instruction = memories.config, self.instruction
-        if instruction.memory is Memory.PARAMETER:
+        if instruction.memory in (Memory.PARAMETER, Memory.LOOKUP):
             placed = (instruction.dram_address, instruction.address, instruction.run_bytes)
             strides = instruction.dram_strides + instruction.strides
             if any(value % config.bus_bytes for value in placed + strides):

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft_hw.arithmetic import random_bits
-from weft_hw.instructions import Rounding, ScaleSource, Tail, Vector
+from weft_hw.instructions import Capture, Rounding, ScaleSource, Tail, Vector
 from weft_sim.functional.loaded import LoadedCache
 from weft_sim.functional.memories import Memories, Scratch
 from weft_sim.functional.nests import affine, disjoint
+from weft_sim.functional.scalars import given_bounds, given_scale, note_clamped, note_largest
 from weft_sim.functional.scaling import Scaling
 from weft_sim.functional.vector_heads import make_head, operand_view
 from weft_sim.functional.vector_nest import VectorNest, space_of
@@ -56,6 +57,7 @@ class VectorStep:
             index = first[..., np.newaxis] + np.arange(nest.config.columns)
             self._index = np.broadcast_to(index, shape).reshape(_folded_shape(nest))
         self._scaling = None
+        self._notes = Capture(instruction.capture)
         if instruction.scale_source is ScaleSource.INSTRUCTION:
             self._scaling = Scaling(
                 np.array(instruction.multiplier),
@@ -66,8 +68,7 @@ class VectorStep:
         self._zero_point = np.array(instruction.zero_point, np.int32)
         self._select_low = np.array(instruction.select_low, np.int32)
         self._select_high = np.array(instruction.select_high, np.int32)
-        self._clamp_low = np.array(instruction.clamp_low, np.int32)
-        self._clamp_high = np.array(instruction.clamp_high, np.int32)
+        self._set_bounds(instruction.clamp_low, instruction.clamp_high)
         scratch.reserve("value", math.prod(shape))
         if instruction.scale_source is not ScaleSource.NONE:
             scratch.reserve("work", math.prod(shape))
@@ -90,18 +91,40 @@ class VectorStep:
     def execute(self) -> None:
         """Reduce, scale, combine, clamp, write."""
         instruction, value = self._instruction, self._value
+        self._take_scalars()
         self._head.read(value)
         self._scale()
         if self._b is not None:
             self._combine(value, self._b)
         if instruction.zero_point:
             np.add(value, self._zero_point, out=value)
+        if self._notes in (Capture.CLAMPED, Capture.BOTH):
+            low, high = self._bounds
+            changed = self._results.written((value < low) | (value > high))
+            note_clamped(instruction, self._memories, sum(map(np.count_nonzero, changed)))
         # Not np.clip, which takes five times as long for small arrays.
-        if instruction.clamp_low > INT32.min:
+        if self._bounds[0] > INT32.min:
             np.maximum(value, self._clamp_low, out=value)
-        if instruction.clamp_high < INT32.max:
+        if self._bounds[1] < INT32.max:
             np.minimum(value, self._clamp_high, out=value)
+        if instruction.lookup:
+            table = self._memories.lookup[instruction.lookup - 1]
+            np.copyto(value, table[value & 0xFF])
         self._results.write(value)
+
+    def _take_scalars(self) -> None:
+        """What the scalar registers give, as they are now."""
+        instruction, memories = self._instruction, self._memories
+        if instruction.scale_source is ScaleSource.SCALAR:
+            multiplier, exponent = (np.array(n) for n in given_scale(instruction, memories))
+            self._scaling = Scaling(multiplier, exponent, instruction.rounding)
+        if instruction.clamp_from_scalar:
+            self._set_bounds(*given_bounds(instruction, memories))
+
+    def _set_bounds(self, low: int, high: int) -> None:
+        """The upper bound wins where they cross."""
+        self._bounds = min(low, high), high
+        self._clamp_low, self._clamp_high = (np.array(n, np.int32) for n in self._bounds)
 
     def _scale(self) -> None:
         """Bias, left shift, multiplier and exponent."""
@@ -113,6 +136,8 @@ class VectorStep:
                 np.add(value, self._parameters.bias, out=value)
             if instruction.scale_source is ScaleSource.PARAMETER:
                 scaling = self._parameters.scaling
+        if self._notes in (Capture.LARGEST, Capture.BOTH):
+            note_largest(instruction, self._memories, self._results.written(self._value))
         if instruction.pre_shift:
             bits = value.view(np.uint32)
             bits <<= np.uint32(instruction.pre_shift)
@@ -225,6 +250,10 @@ class _Results:
             else:
                 target = memories.activation[address : address + lanes_here]
             self._targets.append(((*index, slice(lanes_here)), target))
+
+    def written(self, value: NDArray[Any]) -> list[NDArray[Any]]:
+        """Those elements that are written."""
+        return [value[where] for where, _ in self._targets]
 
     def write(self, value: Int32Array) -> None:
         """Write in loop order; int8 results are the low 8 bits."""

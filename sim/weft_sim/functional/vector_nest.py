@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from weft_hw.instruction_values import LOOKUP_ENTRIES
 from weft_hw.instructions import (
     LOOPS_VECTOR_OUTER,
     Head,
@@ -137,6 +138,9 @@ class VectorNest:
             found.append(_access(b, self.b_space, config.columns, write=False))
         if self.parameter_used:
             found.append(self.parameter_access)
+        if self.instruction.lookup:
+            table = np.array((self.instruction.lookup - 1) * LOOKUP_ENTRIES)
+            found.append(access(Space.LOOKUP, table, LOOKUP_ENTRIES, write=False))
         result = np.broadcast_to(self.result, self.outer)
         for tiles, lanes in ((result[:-1], config.columns), (result[-1:], self.last_lanes)):
             found.append(_access(tiles, space_of(self.wide), lanes, write=True))

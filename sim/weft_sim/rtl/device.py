@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import WeftError
+from weft_hw.instruction_values import SCALAR_REGISTER_BITS
 from weft_hw.instructions import Queue
 from weft_hw.registers import (
     MACHINE_ID,
@@ -174,6 +175,14 @@ class RtlDevice:
     def read_register(self, name: str) -> int:
         """A register's value, by its name in the register map."""
         return self._simulation.read_register(register(name).offset)
+
+    def read_scalars(self) -> tuple[int, ...]:
+        """The scalar registers, int32 each, while no program runs."""
+        values = []
+        for number in range(1 << SCALAR_REGISTER_BITS):
+            self.write_register("SCALAR_INDEX", number)
+            values.append(self.read_register("SCALAR_VALUE"))
+        return tuple(value - (value >> 31 << 32) for value in values)
 
     def write_register(self, name: str, value: int) -> None:
         """Write a register, by its name in the register map."""
