@@ -449,7 +449,7 @@ def test_next_instruction_starts_while_its_predecessor_drains() -> None:
     program = [_copy(20, OperandSource.ACCUMULATOR, Memory.ACTIVATION)] * 4
     outcome = run_engine(TINY, program, random_state(TINY, rng), rng)
     gaps = [later - earlier for earlier, later in itertools.pairwise(outcome.reads)]
-    assert sorted(gaps) == [1] * 76 + [4] * 3
+    assert sorted(gaps) == [1] * 76 + [5] * 3
 
 
 def test_reader_of_a_predecessors_results_waits_for_them() -> None:

@@ -166,7 +166,7 @@ def test_random_addresses_fault_as_the_reference_does(
             faults += 1
             with pytest.raises(DeviceFault) as caught:
                 pair.run([Load(extent=0), instruction])
-            cause, address = expected.args
+            cause, address = (*expected.args, 0)[:2]  # some causes have no address
             assert (caught.value.cause.name, caught.value.address) == (cause, address), instruction
             assert caught.value.instruction_offset == Load.size
             assert caught.value.queue == instruction.queue
