@@ -446,10 +446,10 @@ def test_one_window_element_a_cycle() -> None:
 
 def test_next_instruction_starts_while_its_predecessor_drains() -> None:
     rng = random.Random(3)
-    program = [_copy(20, OperandSource.ACCUMULATOR, Memory.ACTIVATION)] * 4
+    program = [_copy(40, OperandSource.ACCUMULATOR, Memory.ACTIVATION)] * 4
     outcome = run_engine(TINY, program, random_state(TINY, rng), rng)
     gaps = [later - earlier for earlier, later in itertools.pairwise(outcome.reads)]
-    assert sorted(gaps) == [1] * 76 + [5] * 3
+    assert sorted(gaps) == [1] * 156 + [5] * 3
 
 
 def test_reader_of_a_predecessors_results_waits_for_them() -> None:

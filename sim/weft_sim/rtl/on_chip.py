@@ -59,6 +59,12 @@ class OnChip:
         ]
         return np.concatenate(beats, axis=1)[:, : 9 * config.columns]
 
+    @property
+    def lookup(self) -> NDArray[np.int8]:
+        """The lookup tables one after the other, int8: the copy of the first lane."""
+        cells = self._simulation.memory("tables.lane_0")[:, :1]
+        return np.ascontiguousarray(cells).reshape(-1).view(np.int8)
+
     def _scratchpad(self, name: str, banks: int, size: int) -> NDArray[Any]:
         """Banks of even and odd lines that alternate."""
         pieces = []

@@ -23,6 +23,7 @@ MEMORIES = {
     Memory.ACTIVATION: Space.ACTIVATION,
     Memory.WEIGHT: Space.WEIGHT,
     Memory.PARAMETER: Space.PARAMETER,
+    Memory.LOOKUP: Space.LOOKUP,
     Memory.ACCUMULATOR: Space.ACCUMULATOR,
 }
 SOURCES = {

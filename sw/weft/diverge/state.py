@@ -15,7 +15,7 @@ __all__ = ["ON_CHIP", "describe_place", "functional_state", "places", "rtl_state
 
 Flat = NDArray[Any]
 
-ON_CHIP = (Space.PARAMETER, Space.WEIGHT, Space.ACTIVATION, Space.ACCUMULATOR)
+ON_CHIP = (Space.PARAMETER, Space.LOOKUP, Space.WEIGHT, Space.ACTIVATION, Space.ACCUMULATOR)
 
 
 def functional_state(memories: Memories, space: Space, config: AcceleratorConfig) -> Flat:
@@ -29,6 +29,8 @@ def functional_state(memories: Memories, space: Space, config: AcceleratorConfig
             return memories.weight
         case Space.ACCUMULATOR:
             return memories.accumulator[:-1].reshape(-1)
+        case Space.LOOKUP:
+            return memories.lookup.reshape(-1)
         case Space.PARAMETER:
             rows = memories.parameter[: config.parameter_bytes].reshape(config.parameter_rows, -1)
             kept = np.zeros_like(rows)  # a machine drops what lies behind a row's last channel
@@ -47,6 +49,8 @@ def rtl_state(device: RtlDevice, space: Space) -> Flat:
             return device.on_chip.weight
         case Space.ACCUMULATOR:
             return device.on_chip.accumulator.reshape(-1)
+        case Space.LOOKUP:
+            return device.on_chip.lookup
         case Space.PARAMETER:
             config, rows = device.config, device.on_chip.parameter
             kept = np.zeros((config.parameter_rows, config.parameter_row_pitch), np.uint8)
