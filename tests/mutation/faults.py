@@ -77,7 +77,7 @@ FAULTS = (
     ),
     Fault(
         "load.py",
-        "fault.valid.eq(pending & writer.empty)",
+        "fault.valid.eq(pending & writer.empty & ~retired)",
         "fault.valid.eq(pending)",
         "a fault overtakes the writes before it",
         ("test_load_engine.py",),
@@ -118,15 +118,15 @@ FAULTS = (
         ("test_store_engine.py",),
     ),
     Fault(
-        "store.py",
-        "Mux(piece.beat_ends, 0, piece.offset + count)",
-        "0",
+        "pieces.py",
+        "Mux(beat_ends, rest.room_size, rest.room - rest.chunk)",
+        "rest.room_size",
         "a beat's second piece starts at its first byte",
         ("test_store_engine.py",),
     ),
     Fault(
         "load.py",
-        "exhausted.eq(final | ~in_rows | (count == room))",
+        "exhausted.eq(piece.run_ends | piece.beat_ends)",
         "exhausted.eq(1)",
         "a beat with elements of two rows fills one of them",
         ("test_load_engine.py",),

@@ -14,6 +14,7 @@ from weft_hw.gateware.interfaces import (
     WritePort,
 )
 from weft_hw.gateware.packed_rows import PackedPlace, rotated, unpacked_row
+from weft_hw.gateware.pieces import PieceCutter
 from weft_hw.gateware.transfer import (
     EntryKind,
     TransferGenerator,
@@ -21,10 +22,15 @@ from weft_hw.gateware.transfer import (
     local_address_bits,
     packed_row_bits,
 )
-from weft_hw.instructions import STRIDE_BITS, Element, Load, Memory
+from weft_hw.instructions import Element, Load, Memory
 from weft_hw.registers import FaultCause
 
 __all__ = ["LoadEngine"]
+
+# Of an entry: what each piece needs, what the cutter needs, what is left for responses and faults.
+PIECE_FIELDS = ("kind", "memory", "element", "fill", "last")
+RUN_FIELDS = (*PIECE_FIELDS, "offset", "local", "bytes")
+NOTE_FIELDS = ("address", "instruction", "cause")
 
 
 class LoadEngine(wiring.Component):
@@ -43,8 +49,8 @@ class LoadEngine(wiring.Component):
     them. Absent runs are filled a line a cycle (parameter memory: a beat; accumulators: a row).
 
     Timing: address valid three cycles after acceptance; a beat is presented to the memory in the
-    cycle after its transfer. ``retire`` is high in the cycle in which the memory takes an
-    instruction's last byte.
+    cycle after its transfer. ``retire`` is high in the cycle after the memory took an instruction's
+    last byte.
 
     Faults: a failed check is reported once all earlier instructions have retired, an error response
     once all earlier beats are written, with the burst's address. After that, or with ``stop``, the
@@ -84,29 +90,52 @@ class LoadEngine(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        layout = entry_layout(self._config)
-        m.submodules.generator = generator = TransferGenerator(self._config, Load)
-        m.submodules.queue = queue = fifo.SyncFIFO(
-            width=layout.size, depth=max(2, self._config.max_outstanding)
-        )
+        config = self._config
+        m.submodules.generator = generator = TransferGenerator(config, Load)
+        depth = max(2, config.max_outstanding)
+        # The queue in two: what cuts a burst into pieces runs ahead of its beats.
+        entry = entry_layout(config)
+        self._run_layout = data.StructLayout({name: entry[name].shape for name in RUN_FIELDS})
+        self._note_layout = data.StructLayout({name: entry[name].shape for name in NOTE_FIELDS})
+        # One more place: its output register may be empty for a cycle while the others are full.
+        width = self._run_layout.size
+        m.submodules.runs = runs = fifo.SyncFIFOBuffered(width=width, depth=depth + 1)
+        m.submodules.notes = notes = fifo.SyncFIFO(width=self._note_layout.size, depth=depth)
+        m.submodules.cutter = cutter = self._cutter()
         dead = Signal()  # after a fault of its own
         halt = Signal()
         m.d.comb += halt.eq(dead | self.engine.stop)
         wiring.connect(m, generator.instruction, wiring.flipped(self.engine.instruction))
 
-        self._elaborate_requests(m, generator, queue, halt)
-        waiting = self._elaborate_responses(m, data.View(layout, queue.r_data), queue, halt, dead)
+        self._elaborate_requests(m, generator, runs, notes, halt)
+        self._elaborate_runs(m, runs, cutter)
+        waiting = self._elaborate_responses(m, cutter, notes, halt, dead)
 
-        inside = Signal(range(queue.depth + 4))
+        inside = Signal(range(depth + 8))
         accepted = self.engine.instruction.valid & self.engine.instruction.ready
         m.d.sync += inside.eq(inside + accepted - self.engine.retire)
         m.d.comb += [self.engine.busy.eq(inside.any()), self.engine.stall.eq(waiting)]
         return m
 
+    def _cutter(self) -> PieceCutter:
+        config = self._config
+        entry = entry_layout(config)
+        largest = max(config.line_bytes, 1 << packed_row_bits(config, Element.INT32))
+        return PieceCutter(
+            local_bits=local_address_bits(config),
+            size_bits=largest.bit_length(),
+            fields=data.StructLayout({name: entry[name].shape for name in PIECE_FIELDS}),
+        )
+
     def _elaborate_requests(
-        self, m: Module, generator: TransferGenerator, queue: fifo.SyncFIFO, halt: Signal
+        self,
+        m: Module,
+        generator: TransferGenerator,
+        runs: fifo.SyncFIFOBuffered,
+        notes: fifo.SyncFIFO,
+        halt: Signal,
     ) -> None:
-        """Present bursts to the bus and note every entry in the queue."""
+        """Present bursts to the bus and note every entry in the queues."""
         axi = self.axi
         entry = generator.entry
         limit = self._config.max_outstanding
@@ -114,11 +143,16 @@ class LoadEngine(wiring.Component):
         is_burst = entry.payload.kind == EntryKind.BURST
         free = (~axi.arvalid | axi.arready) & (outstanding != limit)
         issue = Signal()
+        run = data.View(self._run_layout, runs.w_data)
+        note = data.View(self._note_layout, notes.w_data)
         m.d.comb += [
-            entry.ready.eq(queue.w_rdy & ~halt & (free | ~is_burst)),
+            # A note stays longer than the run that it belongs to.
+            entry.ready.eq(notes.w_rdy & ~halt & (free | ~is_burst)),
             issue.eq(entry.valid & entry.ready & is_burst),
-            queue.w_data.eq(entry.payload),
-            queue.w_en.eq(entry.valid & entry.ready),
+            *[run[name].eq(entry.payload[name]) for name in RUN_FIELDS],
+            *[note[name].eq(entry.payload[name]) for name in NOTE_FIELDS],
+            runs.w_en.eq(entry.valid & entry.ready),
+            notes.w_en.eq(entry.valid & entry.ready),
             self.engine.bus_busy.eq(outstanding.any()),
         ]
         with m.If(issue):
@@ -132,78 +166,88 @@ class LoadEngine(wiring.Component):
         completed = axi.rvalid & axi.rready & axi.rlast
         m.d.sync += outstanding.eq(outstanding + issue - completed)
 
-    def _elaborate_responses(
-        self, m: Module, head: data.View, queue: fifo.SyncFIFO, halt: Signal, dead: Signal
-    ) -> Signal:
-        """Work through the queue; the result is high while a memory or the bus holds it up."""
+    def _elaborate_runs(self, m: Module, runs: fifo.SyncFIFOBuffered, cutter: PieceCutter) -> None:
+        """Give each entry to the cutter, with the sizes of its beats and chunks."""
         config = self._config
-        axi = self.axi
+        head = data.View(self._run_layout, runs.r_data)
+        run = cutter.run.payload
+        is_burst = head.kind == EntryKind.BURST
+        row = PackedPlace(m, config, "target", head.local, head.element)
+        m.d.comb += [
+            cutter.run.valid.eq(runs.r_rdy),
+            runs.r_en.eq(cutter.run.valid & cutter.run.ready),
+            run.bytes.eq(head.bytes),
+            run.aligned.eq(head.memory != Memory.ACCUMULATOR),
+            *[run.fields[name].eq(head[name]) for name in PIECE_FIELDS],
+        ]
+        with m.If(is_burst):
+            m.d.comb += run.room.eq(config.bus_bytes - head.offset)
+            m.d.comb += run.room_size.eq(config.bus_bytes)
+        with m.Elif(head.memory == Memory.ACCUMULATOR):
+            m.d.comb += [run.room.eq(row.left), run.room_size.eq(row.size)]
+        with m.Else():
+            by_beats = (head.memory == Memory.PARAMETER) | (head.memory == Memory.LOOKUP)
+            width = Mux(by_beats, config.bus_bytes, config.line_bytes)
+            m.d.comb += [run.room.eq(width), run.room_size.eq(width)]
+        with m.If(head.memory == Memory.ACCUMULATOR):
+            m.d.comb += run.local.eq(head.local)
+            m.d.comb += [run.chunk.eq(row.left), run.chunk_size.eq(row.size)]
+        with m.Else():  # every beat is one
+            # Lanes before the run's first byte are not strobed: the address may wrap below zero.
+            m.d.comb += run.local.eq(head.local - Mux(is_burst, head.offset, 0))
+            m.d.comb += [run.chunk.eq(run.room), run.chunk_size.eq(run.room_size)]
+
+    def _elaborate_responses(
+        self, m: Module, cutter: PieceCutter, notes: fifo.SyncFIFO, halt: Signal, dead: Signal
+    ) -> Signal:
+        """Write piece by piece; the result is high while a memory or the bus holds it up."""
+        config = self._config
+        axi, piece, fields = self.axi, cutter.piece.payload, cutter.piece.payload.fields
         line, beat = config.line_bytes, config.bus_bytes
-        widest = max(line, 1 << packed_row_bits(config, Element.INT32))
+        here = cutter.piece.valid
 
         is_burst = Signal()
         in_rows = Signal()  # accumulators
-        first = Signal(init=1)  # the head entry was not begun
-        next_offset = Signal.like(head.offset, reset_less=True)
-        next_local = Signal(local_address_bits(config), reset_less=True)
-        next_left = Signal(STRIDE_BITS, reset_less=True)
-        local = Signal(local_address_bits(config))
-        left = Signal(STRIDE_BITS)
-        offset = Signal.like(head.offset)
-        room = Signal(range(beat + 1))  # bytes of the beat
-        width = Signal(range(widest + 1))  # bytes that one step can move
-        count = Signal(range(widest + 1))
-        final = Signal()
+        offset = Signal(range(beat))  # of the piece in its beat
+        count = Signal.like(piece.width)
         exhausted = Signal()  # the beat is not needed any more after this step
         m.d.comb += [
-            is_burst.eq(head.kind == EntryKind.BURST),
-            in_rows.eq(head.memory == Memory.ACCUMULATOR),
-            local.eq(Mux(first, head.local, next_local)),
-            left.eq(Mux(first, head.bytes, next_left)),
-            offset.eq(Mux(first, Mux(is_burst, head.offset, 0), next_offset)),
-            room.eq(beat - offset),
-            final.eq(left <= width),
-            count.eq(Mux(final, left, width)),
-            exhausted.eq(final | ~in_rows | (count == room)),
+            is_burst.eq(fields.kind == EntryKind.BURST),
+            in_rows.eq(fields.memory == Memory.ACCUMULATOR),
+            offset.eq(Mux(is_burst, beat - piece.room, 0)),
+            count.eq(Mux(piece.run_ends, piece.left, piece.width)),
+            exhausted.eq(piece.run_ends | piece.beat_ends),
         ]
-        row = PackedPlace(m, config, "target", local, head.element)
-        with m.If(is_burst):
-            m.d.comb += width.eq(Mux(in_rows & (row.left < room), row.left, room))
-        with m.Elif(in_rows):
-            m.d.comb += width.eq(row.left)
-        with m.Elif((head.memory == Memory.PARAMETER) | (head.memory == Memory.LOOKUP)):
-            m.d.comb += width.eq(beat)
-        with m.Else():
-            m.d.comb += width.eq(line)
+        row = PackedPlace(m, config, "piece", piece.local, fields.element)
 
         error = axi.rresp[1]
         step = Signal()
         m.submodules.writer = writer = _Writer(config)
         for name in ("activation", "weight", "parameter", "lookup", "accumulator"):
             wiring.connect(m, getattr(writer, name), wiring.flipped(getattr(self, name)))
+        retired = Signal()
+        m.d.sync += retired.eq(writer.finished)
         m.d.comb += [
-            axi.rready.eq(halt | (queue.r_rdy & is_burst & writer.i.ready & (exhausted | error))),
+            axi.rready.eq(halt | (here & is_burst & writer.i.ready & (exhausted | error))),
             self.beat.eq(axi.rvalid & axi.rready),
             step.eq(writer.i.valid & writer.i.ready),
-            queue.r_en.eq(step & final),
+            cutter.piece.ready.eq(step),
+            notes.r_en.eq(step & piece.run_ends),
             writer.i.valid.eq(
-                queue.r_rdy
-                & ~halt
-                & Mux(is_burst, axi.rvalid & ~error, head.kind == EntryKind.ABSENT)
+                here & ~halt & Mux(is_burst, axi.rvalid & ~error, fields.kind == EntryKind.ABSENT)
             ),
-            writer.i.payload.memory.eq(head.memory),
-            writer.i.payload.element.eq(Mux(is_burst, head.element, Element.INT8)),
-            # Lanes before the run's first byte are not strobed: the address may wrap below zero.
-            writer.i.payload.address.eq(Mux(in_rows, row.row, local - offset)),
-            writer.i.payload.last.eq(head.last & final),
-            self.engine.retire.eq(writer.finished & ~self.engine.stop),
+            writer.i.payload.memory.eq(fields.memory),
+            writer.i.payload.element.eq(Mux(is_burst, fields.element, Element.INT8)),
+            writer.i.payload.address.eq(Mux(in_rows, row.row, piece.local)),
+            writer.i.payload.last.eq(fields.last & piece.run_ends),
+            self.engine.retire.eq(retired & ~self.engine.stop),
         ]
         # Strobed are bytes, or lanes of a row.
         low, high = Signal(range(line)), Signal(range(line + 1))
         m.d.comb += [low.eq(offset), high.eq(offset + count)]
         with m.If(in_rows):
-            m.d.comb += low.eq(row.place >> head.element)
-            m.d.comb += high.eq((row.place + count) >> head.element)
+            m.d.comb += low.eq(row.place >> fields.element)
+            m.d.comb += high.eq((row.place + count) >> fields.element)
         for lane in range(line):
             m.d.comb += writer.i.payload.strobe[lane].eq((lane >= low) & (lane < high))
         turn = Signal(range(beat))
@@ -211,35 +255,29 @@ class LoadEngine(wiring.Component):
         with m.If(is_burst):
             m.d.comb += writer.i.payload.data.eq(rotated(m, axi.rdata, turn))
         with m.Else():
-            m.d.comb += writer.i.payload.data.eq(head.fill.replicate(line))
-        with m.If(step):
-            m.d.sync += [
-                first.eq(final),
-                next_offset.eq(Mux(exhausted, 0, offset + count)),
-                next_local.eq(local + count),
-                next_left.eq(left - count),
-            ]
+            m.d.comb += writer.i.payload.data.eq(fields.fill.replicate(line))
 
         # A fault is noted at once and reported when all that came before it is written.
         fault = self.engine.fault
+        note = data.View(self._note_layout, notes.r_data)
         pending = Signal()
         failed_read = is_burst & axi.rvalid & axi.rready & error
-        with m.If(queue.r_rdy & ~halt & (failed_read | (head.kind == EntryKind.FAULT))):
+        with m.If(here & ~halt & (failed_read | (fields.kind == EntryKind.FAULT))):
             m.d.sync += [dead.eq(1), pending.eq(1)]
-            m.d.sync += [fault.instruction.eq(head.instruction), fault.address.eq(head.address)]
-            m.d.sync += fault.cause.eq(Mux(is_burst, FaultCause.READ_ERROR, head.cause))
-        m.d.comb += fault.valid.eq(pending & writer.empty)
+            m.d.sync += [fault.instruction.eq(note.instruction), fault.address.eq(note.address)]
+            m.d.sync += fault.cause.eq(Mux(is_burst, FaultCause.READ_ERROR, note.cause))
+        m.d.comb += fault.valid.eq(pending & writer.empty & ~retired)
         with m.If(fault.valid):
             m.d.sync += pending.eq(0)
 
         waiting = Signal()
-        no_beat = queue.r_rdy & is_burst & ~axi.rvalid
-        m.d.comb += waiting.eq(~writer.i.ready | no_beat)
+        m.d.comb += waiting.eq(here & (~writer.i.ready | (is_burst & ~axi.rvalid)))
         return waiting
 
 
 class _Writer(wiring.Component):
-    """Holds one write until the memory that it is for takes it.
+    """Holds a write until the memory that it is for takes it, and one more, so that ``i.ready`` is
+    a register.
 
     Members
     -------
@@ -304,13 +342,19 @@ class _Writer(wiring.Component):
         m.d.comb += self.accumulator.data.eq(row)
         for port in (self.activation, self.weight, self.parameter, self.lookup):
             m.d.comb += port.data.eq(held.data)
+        spare = Signal(self._payload, reset_less=True)
+        spare_valid = Signal()
         m.d.comb += [
-            self.i.ready.eq(~valid | taken),
+            self.i.ready.eq(~spare_valid),
             self.finished.eq(taken & held.last),
             self.empty.eq(~valid),
         ]
-        with m.If(self.i.ready):
-            m.d.sync += valid.eq(self.i.valid)
-            with m.If(self.i.valid):
+        with m.If(~valid | taken):
+            m.d.sync += [valid.eq(self.i.valid | spare_valid), spare_valid.eq(0)]
+            with m.If(spare_valid):
+                m.d.sync += held.eq(spare)
+            with m.Elif(self.i.valid):
                 m.d.sync += held.eq(self.i.payload)
+        with m.Elif(self.i.valid & self.i.ready):
+            m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
         return m

@@ -36,8 +36,8 @@ class PackedPlace:
         The accumulator row.
     place : Signal
         Byte in the packed row.
-    left : Signal
-        Packed bytes from there to the row's end.
+    left, size : Signal
+        Packed bytes from there to the row's end; of a whole row.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class PackedPlace:
         self.row = Signal(config.accumulator_address_bits, name=f"{name}_row")
         self.place = Signal(widest, name=f"{name}_place")
         self.left = Signal(widest + 1, name=f"{name}_left")
+        self.size = Signal(widest + 1, name=f"{name}_size")
         with m.Switch(element):
             for width in Element:
                 bits = packed_row_bits(config, width)
                 with m.Case(width):
                     m.d.comb += [
+                        self.size.eq(1 << bits),
                         self.row.eq(local[bits:]),
                         self.place.eq(local[:bits]),
                         self.left.eq((1 << bits) - local[:bits]),

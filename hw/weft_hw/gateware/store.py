@@ -14,6 +14,7 @@ from weft_hw.gateware.interfaces import (
     ReadPort,
 )
 from weft_hw.gateware.packed_rows import PackedPlace, packed_chunk, rotated
+from weft_hw.gateware.pieces import PieceCutter
 from weft_hw.gateware.transfer import (
     EntryKind,
     TransferGenerator,
@@ -45,8 +46,9 @@ class StoreEngine(wiring.Component):
     scratchpad's address is such that the bytes come in their bus lanes; lanes beyond the run are
     not strobed. A burst's first data beat is never offered before its address.
 
-    Timing: address valid three cycles after acceptance; one read a cycle, across bursts and
-    instructions, and so one beat a cycle unless accumulators' runs and beats begin differently.
+    Timing: address valid three cycles after acceptance, the first read two later; one read a cycle,
+    across bursts and instructions, and so one beat a cycle unless accumulators' runs and beats
+    begin differently.
     ``retire`` is high in the cycle of an instruction's last write response.
 
     Faults: a failed check is reported once all earlier instructions have retired, an error response
@@ -182,59 +184,66 @@ class StoreEngine(wiring.Component):
         config = self._config
         width = config.bus_bytes
         head = data.View(self._beats_layout, beats.r_data)
+        fields = data.StructLayout({"memory": unsigned(MEMORY_BITS), "element": unsigned(2)})
+        m.submodules.cutter = cutter = PieceCutter(
+            local_bits=local_address_bits(config), size_bits=width.bit_length(), fields=fields
+        )
+        run = cutter.run.payload
+        whole = PackedPlace(m, config, "source", head.local, head.element)
+        chunk_bits = (width - 1).bit_length()
+        chunk_left = width - whole.place[:chunk_bits]
+        m.d.comb += [
+            cutter.run.valid.eq(beats.r_rdy),
+            beats.r_en.eq(cutter.run.valid & cutter.run.ready),
+            run.bytes.eq(head.bytes),
+            run.aligned.eq(head.memory != Memory.ACCUMULATOR),
+            run.fields.memory.eq(head.memory),
+            run.fields.element.eq(head.element),
+            run.room.eq(width - head.offset),
+            run.room_size.eq(width),
+        ]
+        with m.If(head.memory == Memory.ACCUMULATOR):
+            # A chunk ends with its row, which may be shorter.
+            m.d.comb += [
+                run.local.eq(head.local),
+                run.chunk.eq(Mux(whole.left < chunk_left, whole.left, chunk_left)),
+                run.chunk_size.eq(Mux(whole.size < width, whole.size, width)),
+            ]
+        with m.Else():  # every beat is one
+            m.d.comb += [
+                # Lanes before the run's first byte are not strobed: the address may wrap below 0.
+                run.local.eq(head.local - head.offset),
+                run.chunk.eq(run.room),
+                run.chunk_size.eq(run.room_size),
+            ]
 
-        first = Signal(init=1)  # the head burst was not begun
-        next_offset = Signal.like(head.offset, reset_less=True)
-        next_local = Signal.like(head.local, reset_less=True)
-        next_left = Signal.like(head.bytes, reset_less=True)
-        local = Signal.like(head.local)
-        left = Signal.like(head.bytes)
+        source = cutter.piece.payload
+        in_rows = source.fields.memory == Memory.ACCUMULATOR
+        row = PackedPlace(m, config, "piece", source.local, source.fields.element)
         piece = Signal(self._piece_layout)
-        room = Signal(range(width + 1))  # bytes of the beat
-        count = Signal(range(width + 1))
-        at_once = Signal(range(width + 1))  # bytes that one read can bring
         step = Signal()
         credits = Signal(range(BEATS_IN_FLIGHT + 1), init=BEATS_IN_FLIGHT)
-        in_rows = head.memory == Memory.ACCUMULATOR
-        row = PackedPlace(m, config, "source", local, head.element)
-        chunk_bits = (width - 1).bit_length()
-        in_chunk = Signal(range(width + 1))  # from here to the end of the chunk, or of the row
-        chunk_left = width - row.place[:chunk_bits]
+        left = Signal(range(BEATS_IN_FLIGHT + 2))
+        credit = Signal(init=1)  # there are credits
+        asks = cutter.piece.valid & credit
         m.d.comb += [
-            local.eq(Mux(first, head.local, next_local)),
-            left.eq(Mux(first, head.bytes, next_left)),
-            piece.offset.eq(Mux(first, head.offset, next_offset)),
-            room.eq(width - piece.offset),
-            in_chunk.eq(Mux(row.left < chunk_left, row.left, chunk_left)),
-            at_once.eq(Mux(in_rows & (in_chunk < room), in_chunk, room)),
-            piece.burst_ends.eq(left <= at_once),
-            count.eq(Mux(piece.burst_ends, left, at_once)),
-            piece.beat_ends.eq(piece.burst_ends | (count == room)),
-            piece.end.eq(piece.offset + count),
+            piece.offset.eq(width - source.room),
+            piece.end.eq(piece.offset + Mux(source.run_ends, source.left, source.width)),
+            piece.burst_ends.eq(source.run_ends),
+            piece.beat_ends.eq(source.run_ends | source.beat_ends),
             piece.in_rows.eq(in_rows),
-            piece.element.eq(head.element),
+            piece.element.eq(source.fields.element),
             piece.place.eq(row.place),
-            self.activation.valid.eq(beats.r_rdy & credits.any() & ~in_rows),
-            self.accumulator.valid.eq(beats.r_rdy & credits.any() & in_rows),
-            # Lanes before the run's first byte are not strobed: the address may wrap below zero.
-            self.activation.address.eq(local - piece.offset),
+            self.activation.valid.eq(asks & ~in_rows),
+            self.accumulator.valid.eq(asks & in_rows),
+            self.activation.address.eq(source.local),
             self.accumulator.address.eq(row.row),
-            step.eq(
-                beats.r_rdy
-                & credits.any()
-                & Mux(in_rows, self.accumulator.ready, self.activation.ready)
-            ),
-            beats.r_en.eq(step & piece.burst_ends),
+            step.eq(asks & Mux(in_rows, self.accumulator.ready, self.activation.ready)),
+            cutter.piece.ready.eq(step),
         ]
-        with m.If(step):
-            m.d.sync += [
-                first.eq(piece.burst_ends),
-                next_offset.eq(Mux(piece.beat_ends, 0, piece.offset + count)),
-                next_local.eq(local + count),
-                next_left.eq(left - count),
-            ]
         freed = self._elaborate_data(m, piece, step, halt)
-        m.d.sync += credits.eq(credits - step + freed)
+        m.d.comb += left.eq(credits - step + freed)
+        m.d.sync += [credits.eq(left), credit.eq(left != 0)]
 
     def _elaborate_data(self, m: Module, piece: data.View, step: Signal, halt: Signal) -> Value:
         """Gather beats from what is read and offer them; the result counts places set free."""

@@ -1,0 +1,121 @@
+"""Cuts a run of bytes into pieces that one beat and one chunk of an on-chip memory hold."""
+
+from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from weft_hw.instructions import STRIDE_BITS
+
+__all__ = ["PieceCutter"]
+
+
+class PieceCutter(wiring.Component):
+    """Each piece ends with its beat, with its chunk, or with the run, whichever comes first.
+
+    The next piece is prepared as if the run did not end with this one, so that its own end need not
+    be known: if it does, the next run's first piece takes its place.
+
+    Flow control: one piece a cycle, across runs. ``piece`` comes from registers and has one more
+    behind it, so that no cut depends on its readiness in the same cycle; ``run`` is ready while
+    nothing is held, or its last piece is cut.
+
+    Timing: a run's first piece is valid two cycles after its acceptance.
+
+    Parameters
+    ----------
+    local_bits : int
+        Of a byte address on chip.
+    size_bits : int
+        Of the bytes of a beat and of a chunk.
+    fields : data.StructLayout
+        What is the same for all pieces of a run; it is handed on.
+
+    Members
+    -------
+    run : In(stream of (bytes, aligned, local, room, chunk, room_size, chunk_size, fields))
+        ``bytes``: of the run, at least 1. ``local``: address of its first byte, or, if ``aligned``,
+        of the place that its first beat's first byte would have. ``room`` and
+        ``chunk``: bytes from there to the end of its beat and of its chunk; ``room_size`` and
+        ``chunk_size``: likewise of all further beats and chunks.
+    piece : Out(stream of (local, width, left, room, run_ends, beat_ends, fields))
+        ``width`` bytes, or, if ``run_ends``, ``left`` of them. ``local``: as above, of this piece.
+        ``room``: bytes to the end of its beat. ``beat_ends``: at its end, if the run does not.
+    """
+
+    def __init__(self, *, local_bits: int, size_bits: int, fields: data.StructLayout) -> None:
+        size = unsigned(size_bits)
+        run = {
+            "bytes": unsigned(STRIDE_BITS),
+            "aligned": unsigned(1),
+            "local": unsigned(local_bits),
+            "room": size,
+            "chunk": size,
+            "room_size": size,
+            "chunk_size": size,
+            "fields": fields,
+        }
+        piece = {
+            "local": unsigned(local_bits),
+            "width": size,
+            "left": size,
+            "room": size,
+            "run_ends": unsigned(1),
+            "beat_ends": unsigned(1),
+            "fields": fields,
+        }
+        self._run = data.StructLayout(run)
+        self._piece = data.StructLayout(piece)
+        super().__init__(
+            {
+                "run": In(stream.Signature(self._run)),
+                "piece": Out(stream.Signature(self._piece)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        rest = Signal(self._run, reset_less=True)  # of the run, from the next piece on
+        valid = Signal()
+        width = Signal.like(rest.room)
+        run_ends, beat_ends, chunk_ends = Signal(), Signal(), Signal()
+        cut = Signal()  # a piece goes to the output, or to the place behind it
+        spare = Signal(self._piece, reset_less=True)
+        spare_valid = Signal()
+        m.d.comb += [
+            beat_ends.eq(rest.room <= rest.chunk),
+            chunk_ends.eq(rest.chunk <= rest.room),
+            width.eq(Mux(beat_ends, rest.room, rest.chunk)),
+            run_ends.eq(rest.bytes <= width),
+            cut.eq(valid & ~spare_valid),
+            self.run.ready.eq(~valid | (cut & run_ends)),
+        ]
+        with m.If(self.run.ready):
+            m.d.sync += valid.eq(self.run.valid)
+            with m.If(self.run.valid):
+                m.d.sync += rest.eq(self.run.payload)
+        with m.Elif(cut):
+            m.d.sync += [
+                rest.bytes.eq(rest.bytes - width),
+                rest.local.eq(rest.local + Mux(rest.aligned, rest.room_size, width)),
+                rest.room.eq(Mux(beat_ends, rest.room_size, rest.room - rest.chunk)),
+                rest.chunk.eq(Mux(chunk_ends, rest.chunk_size, rest.chunk - rest.room)),
+            ]
+        new = Signal(self._piece)
+        m.d.comb += [
+            new.local.eq(rest.local),
+            new.width.eq(width),
+            new.left.eq(rest.bytes),
+            new.room.eq(rest.room),
+            new.run_ends.eq(run_ends),
+            new.beat_ends.eq(beat_ends),
+            new.fields.eq(rest.fields),
+        ]
+        with m.If(~self.piece.valid | self.piece.ready):
+            m.d.sync += [self.piece.valid.eq(cut | spare_valid), spare_valid.eq(0)]
+            with m.If(spare_valid):
+                m.d.sync += self.piece.payload.eq(spare)
+            with m.Elif(cut):
+                m.d.sync += self.piece.payload.eq(new)
+        with m.Elif(cut):
+            m.d.sync += [spare.eq(new), spare_valid.eq(1)]
+        return m
