@@ -3,7 +3,7 @@
 from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data
 
-from formal.harness import add, always, free, given, past, stable
+from formal.harness import Inside, add, always, free, given, past, stable
 from formal.prover import INDUCTION, Proof
 from weft_hw.config import PRESETS
 from weft_hw.gateware.tile_loader import TileLoader
@@ -85,6 +85,10 @@ def _transfers(m: Module, kind: type[Load] | type[Store]) -> None:
     if not isinstance(run, data.View):
         run = data.View(dut.entry.payload.shape(), run)
     valid, dead = inside["run_valid"], inside["dead"]
+    _trips(m, dut, inside, kind)
+    block = TINY.burst_beats * TINY.bus_bytes
+    last = inside["last_byte"] == run.address % block + run.bytes - 1
+    always(m, ~(valid & (run.kind == EntryKind.BURST)) | last)
     left = (run.bytes != 0) & _inside_memory(run)
     in_dram = run.address + run.bytes <= 1 << TINY.address_width
     is_burst = run.kind == EntryKind.BURST
@@ -96,6 +100,50 @@ def _transfers(m: Module, kind: type[Load] | type[Store]) -> None:
     always(m, run.kind <= EntryKind.FAULT)
     always(m, ~(valid & (run.kind == EntryKind.FAULT)) | dead)
     always(m, ~ended | (dead & ~valid))
+
+
+def _shifted(value: Value, memory: Value, element: Value, *, left: bool) -> Value:
+    """An address to packed bytes, or packed bytes to an address, if it is of accumulators."""
+    for width in Element:
+        bits = (TINY.columns - 1).bit_length() + width
+        here = (memory == Memory.ACCUMULATOR) & (element == width)
+        value = Mux(here, value << bits if left else value >> bits, value)
+    return value
+
+
+def _trips(m: Module, dut: TransferGenerator, inside: Inside, kind: type[Load | Store]) -> None:
+    """Invariants of the fields once checked, and of a trip before its check."""
+
+    def sound(run_bytes: Value, memory: Value, element: Value) -> Value:
+        rows = memory == Memory.ACCUMULATOR
+        known = rows | (element == Element.INT8)
+        known &= (element <= Element.INT32) & (run_bytes != 0)
+        return known if kind is Load else known & _stored(memory)
+
+    held = data.View(dut.instruction.payload.shape(), Value.cast(inside["held"])).fields
+    ready = inside["active"] & inside.unit("nest")["ready"]
+    fine = sound(held.run_bytes, held.memory, held.element)
+    always(m, ~ready | (inside["static_cause"] != 0) | fine)
+    reach = held.run_bytes - 1
+    always(m, ~ready | ~fine | (inside["reach"] == reach))
+    # A shift is exact only if it drops no bits: as a lower bound of the same row.
+    always(
+        m,
+        ~ready
+        | ~fine
+        | (inside["further"] == _shifted(reach, held.memory, held.element, left=False)),
+    )
+    trip = inside["trip"]
+    if not isinstance(trip, data.View):
+        trip = data.View(dut._trip, trip)
+    passed = inside["trip_valid"] & (trip.cause == 0)
+    reach = trip.bytes - 1
+    further = _shifted(reach, trip.memory, trip.element, left=False)
+    always(m, ~passed | sound(trip.bytes, trip.memory, trip.element))
+    always(m, ~passed | (trip.last_local == trip.local + further))
+    always(m, ~passed | (trip.last_dram == trip.dram + reach))
+    packed = _shifted(trip.local, trip.memory, trip.element, left=True)
+    always(m, ~passed | (trip.packed == packed[: len(trip.packed)]))
 
 
 def load_entries(m: Module) -> None:

@@ -183,7 +183,7 @@ def test_one_beat_a_cycle(store: Store, latency: int, beats: int) -> None:
     async def process(ctx):
         while bench.retired < 2:
             await bench.step(ctx)
-            assert bench.cycle < 2 * beats + latency + 16
+            assert bench.cycle < 2 * beats + latency + 18
         assert bench.beats == 2 * beats
 
     simulate(bench.engine, process)

@@ -106,8 +106,9 @@ class TransferGenerator(wiring.Component):
     lies outside the memory, with its DRAM address if a byte of it lies outside ``address_width``. A
     fault is an entry too, so that it can be reported in order; nothing follows it until reset.
 
-    Timing: an instruction's first entry is valid three cycles after its acceptance; then one
-    entry a cycle, across runs.
+    Timing: an instruction's first entry is valid four cycles after its acceptance: the loop nest
+    takes two, then its trip is measured, checked, and split. From then on one entry a cycle, across
+    runs; the next instruction is taken when the last trip has left the nest.
 
     Parameters
     ----------
@@ -124,6 +125,19 @@ class TransferGenerator(wiring.Component):
         self._config = config
         self._kind = kind
         self._payload = data.StructLayout({"fields": instruction_layout(kind), "offset": 32})
+        entry = entry_layout(config)
+        kept = ("bytes", "memory", "element", "fill", "last", "instruction", "cause")
+        self._trip = data.StructLayout(
+            {
+                "exists": unsigned(1),
+                "local": signed(LOCAL_STREAM_BITS),
+                "last_local": signed(LOCAL_STREAM_BITS + 1),
+                "dram": signed(DRAM_STREAM_BITS),
+                "last_dram": signed(DRAM_STREAM_BITS + 1),
+                "packed": entry["local"].shape,
+                **{name: entry[name].shape for name in kept},
+            }
+        )
         super().__init__(
             {
                 "instruction": In(stream.Signature(self._payload)),
@@ -134,49 +148,49 @@ class TransferGenerator(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         accept = Signal()
-        take = Signal()  # the current trip's run goes on to be split
+        take = Signal()  # the nest's trip goes on to be checked
         active = Signal()  # the held instruction has a trip that was not taken yet
         dead = Signal()  # after a fault
         held = Signal(self._payload, reset_less=True)
         nest = self._elaborate_nest(m, held, accept, take)
 
         m.d.comb += accept.eq(self.instruction.valid & self.instruction.ready)
-        m.d.comb += self.instruction.ready.eq(~dead & (~active | (take & nest.finished)))
+        m.d.comb += self.instruction.ready.eq(~active & ~dead)
         with m.If(accept):
             m.d.sync += [held.eq(self.instruction.payload), active.eq(1)]
         with m.Elif(take & nest.finished):
             m.d.sync += active.eq(0)
 
-        exists = Signal()
-        m.d.comb += exists.eq((nest.coordinate >= 0) & (nest.coordinate < held.fields.extent))
-        cause, address = self._elaborate_checks(m, held.fields, nest, exists)
-
-        local = Signal(LOCAL_STREAM_BITS)
-        m.d.comb += local.eq(nest.local)
-        with m.If(held.fields.memory == Memory.ACCUMULATOR):
-            packed = (nest.local << packed_row_bits(self._config, width) for width in Element)
-            m.d.comb += local.eq(Array(packed)[held.fields.element])
+        trip = Signal(self._trip, reset_less=True)
+        trip_valid = Signal()
+        check = Signal()  # the trip's run goes on to be split
+        measured = self._measured(m, held, nest)
+        m.d.comb += take.eq(active & nest.ready & (~trip_valid | check))
+        with m.If(take):
+            m.d.sync += trip_valid.eq(1)
+            m.d.sync += [trip[name].eq(value) for name, value in measured.items()]
+        with m.Elif(check):
+            m.d.sync += trip_valid.eq(0)
 
         run = Signal(entry_layout(self._config), reset_less=True)  # what is left of it
         run_valid = Signal()
-        done = self._elaborate_split(m, run, run_valid)
-        m.d.comb += take.eq(active & nest.ready & ~dead & (~run_valid | done))
-        with m.If(take):
-            dropped = ~exists & ~nest.finished if self._kind is Store else Const(0)
+        last_byte = Signal(STRIDE_BITS + 1, reset_less=True)  # from the block in which it begins
+        done = self._elaborate_split(m, run, run_valid, last_byte)
+        cause, address = self._elaborate_checks(m, trip)
+        m.d.comb += check.eq(trip_valid & ~dead & (~run_valid | done))
+        with m.If(check):
+            dropped = ~trip.exists & ~trip.last if self._kind is Store else Const(0)
             m.d.sync += [
                 run_valid.eq((cause != FaultCause.NONE) | ~dropped),
                 dead.eq(cause != FaultCause.NONE),
-                run.kind.eq(Mux(exists, EntryKind.BURST, EntryKind.ABSENT)),
+                run.kind.eq(Mux(trip.exists, EntryKind.BURST, EntryKind.ABSENT)),
                 run.address.eq(address),
-                run.local.eq(local),
-                run.bytes.eq(held.fields.run_bytes),
-                run.memory.eq(held.fields.memory),
-                run.element.eq(held.fields.element),
-                run.fill.eq(held.fields.fill),
-                run.last.eq(nest.finished),
-                run.instruction.eq(held.offset),
+                run.local.eq(trip.packed),
                 run.cause.eq(cause),
+                last_byte.eq(trip.dram[: self._block_bits] + trip.bytes - 1),
             ]
+            for name in ("bytes", "memory", "element", "fill", "last", "instruction"):
+                m.d.sync += run[name].eq(trip[name])
             with m.If(cause != FaultCause.NONE):
                 m.d.sync += run.kind.eq(EntryKind.FAULT)
         with m.Elif(done):
@@ -211,10 +225,40 @@ class TransferGenerator(wiring.Component):
             ]
         return nest
 
-    def _elaborate_checks(
-        self, m: Module, fields: data.View, nest: LoopNest, exists: Signal
-    ) -> tuple[Signal, Signal]:
-        """The cause of the current run's fault, or NONE, and the address to report or start at."""
+    def _measured(self, m: Module, held: data.View, nest: LoopNest) -> dict[str, Value]:
+        """The nest's trip, with the ends of its run."""
+        config, fields = self._config, held.fields
+        rows = fields.memory == Memory.ACCUMULATOR
+        # Bytes of the run but one, in DRAM and in units of the on-chip address.
+        reach = Signal(STRIDE_BITS)
+        further = Signal(STRIDE_BITS)
+        shifts = Array(packed_row_bits(config, element) for element in Element)
+        m.d.sync += reach.eq(fields.run_bytes - 1)  # valid when the nest is
+        m.d.sync += further.eq(
+            Mux(rows, (fields.run_bytes - 1) >> shifts[fields.element], fields.run_bytes - 1)
+        )
+        packed = Array(nest.local << packed_row_bits(config, element) for element in Element)
+        static = self._static_cause(m, fields)
+        return {
+            "exists": (nest.coordinate >= 0) & (nest.coordinate < fields.extent),
+            "local": nest.local,
+            "last_local": nest.local + further,
+            "dram": nest.dram,
+            "last_dram": nest.dram + reach,
+            "packed": Mux(rows, packed[fields.element], nest.local),
+            "bytes": fields.run_bytes,
+            "memory": fields.memory,
+            "element": fields.element,
+            "fill": fields.fill,
+            "last": nest.finished,
+            "instruction": held.offset,
+            "cause": static,
+        }
+
+    def _static_cause(self, m: Module, fields: data.View) -> Signal:
+        """The fault that the instruction's fields are, or NONE; registered, valid when the nest
+        is.
+        """
         config = self._config
         rows = fields.memory == Memory.ACCUMULATOR
         unsupported = unsupported_field(m, self._kind, fields)
@@ -238,17 +282,24 @@ class TransferGenerator(wiring.Component):
         with m.Else():
             m.d.comb += misplaced.eq(by_beats & unaligned)
 
-        last_local = Signal(signed(LOCAL_STREAM_BITS + 1))
-        last_dram = Signal(signed(DRAM_STREAM_BITS + 1))
-        m.d.comb += last_local.eq(nest.local + fields.run_bytes - 1)
-        with m.If(rows):
-            further = [(fields.run_bytes - 1) >> packed_row_bits(config, e) for e in Element]
-            m.d.comb += last_local.eq(nest.local + Array(further)[fields.element])
-        m.d.comb += last_dram.eq(nest.dram + fields.run_bytes - 1)
+        cause = Signal(FaultCause, name="static_cause")
+        with m.If(unsupported):
+            m.d.sync += cause.eq(FaultCause.UNSUPPORTED_FIELD)
+        with m.Elif(zero_count(self._kind, fields)):
+            m.d.sync += cause.eq(FaultCause.ZERO_COUNT)
+        with m.Elif(misplaced):
+            m.d.sync += cause.eq(FaultCause.ALIGNMENT)
+        with m.Else():
+            m.d.sync += cause.eq(FaultCause.NONE)
+        return cause
+
+    def _elaborate_checks(self, m: Module, trip: data.View) -> tuple[Signal, Signal]:
+        """The cause of the trip's fault, or NONE, and the address to report or start at."""
+        config = self._config
         local_outside = Signal()
         dram_outside = Signal()
         # Sizes are powers of two: a byte is inside if no bit above, the sign included, is set.
-        with m.Switch(fields.memory):
+        with m.Switch(trip.memory):
             for memory, size in (
                 (Memory.ACTIVATION, config.activation_bytes),
                 (Memory.WEIGHT, config.weight_bytes),
@@ -258,47 +309,48 @@ class TransferGenerator(wiring.Component):
             ):
                 with m.Case(memory):
                     bits = (size - 1).bit_length()
-                    m.d.comb += local_outside.eq(nest.local[bits:].any() | last_local[bits:].any())
+                    m.d.comb += local_outside.eq((trip.local | trip.last_local)[bits:].any())
         width = config.address_width
-        m.d.comb += dram_outside.eq(nest.dram[width:].any() | last_dram[width:].any())
+        m.d.comb += dram_outside.eq((trip.dram | trip.last_dram)[width:].any())
 
         cause = Signal(FaultCause)
         address = Signal(DRAM_BITS)
-        with m.If(unsupported):
-            m.d.comb += cause.eq(FaultCause.UNSUPPORTED_FIELD)
-        with m.Elif(zero_count(self._kind, fields)):
-            m.d.comb += cause.eq(FaultCause.ZERO_COUNT)
-        with m.Elif(misplaced):
-            m.d.comb += cause.eq(FaultCause.ALIGNMENT)
-        with m.Elif(local_outside & (exists | (self._kind is Load))):
-            m.d.comb += [cause.eq(FaultCause.LOCAL_ADDRESS), address.eq(nest.local)]
-        with m.Elif(dram_outside & exists):
-            m.d.comb += [cause.eq(FaultCause.LOCAL_ADDRESS), address.eq(nest.dram)]
+        with m.If(trip.cause != FaultCause.NONE):
+            m.d.comb += cause.eq(trip.cause)
+        with m.Elif(local_outside & (trip.exists | (self._kind is Load))):
+            m.d.comb += [cause.eq(FaultCause.LOCAL_ADDRESS), address.eq(trip.local)]
+        with m.Elif(dram_outside & trip.exists):
+            m.d.comb += [cause.eq(FaultCause.LOCAL_ADDRESS), address.eq(trip.dram)]
         with m.Else():
-            m.d.comb += address.eq(nest.dram)
+            m.d.comb += address.eq(trip.dram)
         return cause, address
 
-    def _elaborate_split(self, m: Module, run: data.View, run_valid: Signal) -> Value:
+    @property
+    def _block_bits(self) -> int:
+        return (self._config.burst_beats * self._config.bus_bytes - 1).bit_length()
+
+    def _elaborate_split(
+        self, m: Module, run: data.View, run_valid: Signal, last_byte: Signal
+    ) -> Value:
         """Offer the run's next burst; the result is high when its last entry is taken."""
         config = self._config
         beat_bits = (config.bus_bytes - 1).bit_length()
-        block_bits = (config.burst_beats * config.bus_bytes - 1).bit_length()
+        block_bits = self._block_bits
         entry = self.entry.payload
         place = run.address[:block_bits]  # within a block of burst_beats beats
         room = Signal(block_bits + 1)
-        end = Signal(STRIDE_BITS + 1)
         fits = Signal()
         m.d.comb += [
             room.eq((1 << block_bits) - place),
-            end.eq(place + run.bytes - 1),
-            fits.eq(end[block_bits:] == 0),
+            fits.eq(last_byte[block_bits:] == 0),
             self.entry.valid.eq(run_valid),
             entry.eq(run),
         ]
         final = Signal()
         m.d.comb += final.eq((run.kind != EntryKind.BURST) | fits)
         with m.If(run.kind == EntryKind.BURST):
-            last_beat = Mux(fits, end[beat_bits:block_bits], (1 << (block_bits - beat_bits)) - 1)
+            whole = (1 << (block_bits - beat_bits)) - 1
+            last_beat = Mux(fits, last_byte[beat_bits:block_bits], whole)
             m.d.comb += [
                 entry.address[:beat_bits].eq(0),
                 entry.offset.eq(place[:beat_bits]),
@@ -314,5 +366,6 @@ class TransferGenerator(wiring.Component):
                 run.address[block_bits:].eq(run.address[block_bits:] + 1),
                 run.local.eq(run.local + room),
                 run.bytes.eq(run.bytes - room),
+                last_byte[block_bits:].eq(last_byte[block_bits:] - 1),
             ]
         return taken & final
