@@ -3,9 +3,9 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 
-from formal.harness import add, always, free
+from formal.harness import add, always, free, past
 from formal.prover import INDUCTION, Proof
 from weft_hw.config import PRESETS
 from weft_hw.gateware.semaphores import Semaphores
@@ -58,7 +58,13 @@ def conservation(m: Module, *, unit: type[Semaphores] = Semaphores) -> None:
         always(m, leaving <= Mux(value != 0, 1, 0))
         held.append(value)
         losses.append(loss)
-    always(m, dut.overflow == reduce(or_, losses))
+    # An overflow is reported in the next cycle.
+    lost = [past(m, loss, f"lost_{i}") for i, loss in enumerate(losses)]
+    signalled = [past(m, dut.signal[q], f"signalled_{q}") for q in queues]
+    always(m, inside["overflowed"] == Cat(lost))
+    for q in queues:
+        always(m, inside[f"signalled_{q}"] == signalled[q])
+    always(m, dut.overflow == reduce(or_, lost))
 
     for q in queues:
         missing = reduce(
@@ -68,10 +74,10 @@ def conservation(m: Module, *, unit: type[Semaphores] = Semaphores) -> None:
             or_, (dut.request[k] & (dut.mask[k] & dut.mask[q]).any() for k in range(q)), 0
         )
         always(m, dut.grant[q] == (dut.request[q] & ~missing & ~contested))
-        lossy = reduce(or_, (dut.signal[q][i] & losses[i] for i in range(len(losses))))
+        lossy = reduce(or_, (signalled[q][i] & lost[i] for i in range(len(lost))))
         lower = reduce(
             or_,
-            (dut.signal[k][i] & losses[i] for i in range(len(losses)) for k in range(q)),
+            (signalled[k][i] & lost[i] for i in range(len(lost)) for k in range(q)),
             0,
         )
         always(m, ~(lossy & ~lower) | (dut.overflow_queue == q))

@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
-from amaranth.hdl import Array, Cat, Module, Signal
-from amaranth.lib import enum, stream, wiring
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
@@ -18,7 +18,7 @@ __all__ = ["Dispatch"]
 
 WORD_SHIFT = (WORD_BYTES - 1).bit_length()
 
-REST_CYCLES = 2
+REST_CYCLES = 3
 """Cycles from the last retirement to ``done`` in which a fault may still be on its way."""
 
 
@@ -59,7 +59,7 @@ class Dispatch(wiring.Component):
         Fetch shall begin; END has been seen; fetch has bursts outstanding.
     load, matrix, vector, store : Out(EnginePort)
     stop : In(1)
-        From the first fault on.
+        From the first fault on; the engines learn it a cycle later.
     done : Out(1)
     started, retired, waiting, in_flight : Out(4)
         One bit a queue: the engine takes an instruction; retires one; the head is held back by a
@@ -128,7 +128,6 @@ class Dispatch(wiring.Component):
             component.instruction.ready.eq(engine.instruction.ready),
             component.retire.eq(engine.retire),
             component.stop.eq(self.stop),
-            engine.stop.eq(self.stop),
             semaphores.request[queue].eq(component.request),
             semaphores.mask[queue].eq(component.mask),
             component.grant.eq(semaphores.grant[queue]),
@@ -136,7 +135,7 @@ class Dispatch(wiring.Component):
             self.head_offset[queue].eq(component.head_offset),
             self.oldest_offset[queue].eq(component.oldest_offset),
         ]
-        m.d.sync += semaphores.signal[queue].eq(component.signal)
+        m.d.sync += [semaphores.signal[queue].eq(component.signal), engine.stop.eq(self.stop)]
 
     def _report_overflow(self, m: Module, semaphores: Semaphores) -> None:
         m.d.comb += [
@@ -144,28 +143,38 @@ class Dispatch(wiring.Component):
             self.overflow.cause.eq(FaultCause.SEMAPHORE_OVERFLOW),
             self.overflow_queue.eq(semaphores.overflow_queue),
         ]
-        # Signals reach the semaphores in the cycle after the retirement.
+        # Signals reach the semaphores in the cycle after the retirement; those report in the next.
+        signalling = [Signal(32, name=f"signalling_{queue.name.lower()}") for queue in Queue]
         retired = [Signal(32, name=f"retired_{queue.name.lower()}") for queue in Queue]
-        for queue, offset in zip(Queue, retired):
+        m.d.sync += [later.eq(offset) for later, offset in zip(retired, signalling)]
+        for queue, offset in zip(Queue, signalling):
             with m.If(getattr(self, queue.name.lower()).retire):
                 m.d.sync += offset.eq(self.oldest_offset[queue])
         m.d.comb += self.overflow.instruction.eq(Array(retired)[semaphores.overflow_queue])
 
     def _hold(self, m: Module, reading: Signal) -> SimpleNamespace:
-        """The word to look at, in a register, its opcode compared with all that there are."""
+        """The word to look at, in a register, its opcode compared with all that there are.
+
+        One more is taken behind it, so that the queues' room is not asked for in the same cycle.
+        """
         payload = Signal(word_layout(), name="word", reset_less=True)
+        spare = Signal(word_layout(), name="spare_word", reset_less=True)
         valid, ready = Signal(name="word_valid"), Signal(name="word_ready")
+        spare_valid = Signal(name="spare_word_valid")
         every = INSTRUCTIONS.values()
         kinds = {kind: Signal(name=f"word_is_{kind.__name__.lower()}") for kind in every}
-        m.d.comb += self.words.ready.eq(reading & (~valid | ready))
+        m.d.comb += self.words.ready.eq(reading & ~spare_valid)
         with m.If(~reading):
-            m.d.sync += valid.eq(0)
+            m.d.sync += [valid.eq(0), spare_valid.eq(0)]
         with m.Elif(~valid | ready):
-            m.d.sync += valid.eq(self.words.valid)
-            with m.If(self.words.valid):
-                m.d.sync += payload.eq(self.words.payload)
+            following = data.View(word_layout(), Mux(spare_valid, spare, self.words.payload))
+            m.d.sync += [valid.eq(spare_valid | self.words.valid), spare_valid.eq(0)]
+            with m.If(spare_valid | self.words.valid):
+                m.d.sync += payload.eq(following)
                 for kind, matches in kinds.items():
-                    m.d.sync += matches.eq(self.words.payload.data[:8] == kind.opcode)
+                    m.d.sync += matches.eq(following.data[:8] == kind.opcode)
+        with m.Elif(self.words.valid & self.words.ready):
+            m.d.sync += [spare.eq(self.words.payload), spare_valid.eq(1)]
         return SimpleNamespace(payload=payload, valid=valid, ready=ready, kinds=kinds)
 
     def _route(self, m: Module, queues: list[InstructionQueue], quiet: Signal) -> None:

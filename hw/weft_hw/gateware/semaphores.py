@@ -25,7 +25,7 @@ class Semaphores(wiring.Component):
     Any number of counters may change in a cycle.
 
     A count that would exceed its largest value, before what is granted in the same cycle is taken
-    from it, stays there and ``overflow`` is high in that cycle.
+    from it, stays there and ``overflow`` is high in the next cycle.
     Semaphores that a mask can name but the configuration does not have count to zero: a wait for
     one is never granted, and a signal to one overflows.
 
@@ -110,8 +110,14 @@ class Semaphores(wiring.Component):
         for number in range(existing, SEMAPHORE_BITS):
             m.d.comb += overflows[number].eq(reduce(or_, (self.signal[q][number] for q in queues)))
 
-        m.d.comb += self.overflow.eq(overflows.any())
+        overflowed = Signal(SEMAPHORE_BITS)
+        signalled_before = [
+            Signal(SEMAPHORE_BITS, name=f"signalled_{queue}", reset_less=True) for queue in queues
+        ]
+        m.d.sync += overflowed.eq(overflows)
+        m.d.sync += [before.eq(mask) for before, mask in zip(signalled_before, self.signal)]
+        m.d.comb += self.overflow.eq(overflowed.any())
         for queue in reversed(queues):  # the last assignment, of the lowest queue, wins
-            with m.If((overflows & self.signal[queue]).any()):
+            with m.If((overflowed & signalled_before[queue]).any()):
                 m.d.comb += self.overflow_queue.eq(queue)
         return m
