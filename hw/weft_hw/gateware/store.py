@@ -202,20 +202,24 @@ class StoreEngine(wiring.Component):
             run.room.eq(width - head.offset),
             run.room_size.eq(width),
         ]
+        local = Signal.like(head.local)
+        chunk = Signal(range(width + 1))
+        chunk_size = Signal(range(width + 1))
         with m.If(head.memory == Memory.ACCUMULATOR):
             # A chunk ends with its row, which may be shorter.
             m.d.comb += [
-                run.local.eq(head.local),
-                run.chunk.eq(Mux(whole.left < chunk_left, whole.left, chunk_left)),
-                run.chunk_size.eq(Mux(whole.size < width, whole.size, width)),
+                local.eq(head.local),
+                chunk.eq(Mux(whole.left < chunk_left, whole.left, chunk_left)),
+                chunk_size.eq(Mux(whole.size < width, whole.size, width)),
             ]
         with m.Else():  # every beat is one
             m.d.comb += [
                 # Lanes before the run's first byte are not strobed: the address may wrap below 0.
-                run.local.eq(head.local - head.offset),
-                run.chunk.eq(run.room),
-                run.chunk_size.eq(run.room_size),
+                local.eq(head.local - head.offset),
+                chunk.eq(run.room),
+                chunk_size.eq(run.room_size),
             ]
+        m.d.comb += [run.local.eq(local), run.chunk.eq(chunk), run.chunk_size.eq(chunk_size)]
 
         source = cutter.piece.payload
         in_rows = source.fields.memory == Memory.ACCUMULATOR
