@@ -52,6 +52,7 @@ class Bench:
             Memory.ACTIVATION: self.engine.activation,
             Memory.WEIGHT: self.engine.weight,
             Memory.PARAMETER: self.engine.parameter,
+            Memory.LOOKUP: self.engine.lookup,
             Memory.ACCUMULATOR: self.engine.accumulator,
         }
         self.memories = {m: bytearray(n) for m, n in memory_sizes(config).items()}
@@ -135,6 +136,27 @@ def test_random_loads_equal_byte_arrays(name: str, case: int, seed: int) -> None
         assert (bench.retired, bench.faults) == (len(program), [])
         assert not bench.busy and not bench.bus_busy
         assert bench.beats == bench.axi.beats_sent == sum(n for _, n in bench.axi.bursts)
+
+    simulate(bench.engine, process)
+
+
+@pytest.mark.parametrize("memory", [Memory.ACTIVATION, Memory.WEIGHT, Memory.ACCUMULATOR])
+def test_a_fault_waits_for_the_writes_before_it(memory: Memory) -> None:
+    """The memory refuses for a long time while the next instruction's fault is known already."""
+    program = [Load(memory=memory, run_bytes=8, fill=7), Load(run_bytes=0)]
+    bench = Bench(TINY, program, 1, refuse=0.0)
+
+    async def process(ctx):
+        bench.refuse = 1.0
+        for _ in range(100):
+            await bench.step(ctx)
+        assert (bench.faults, bench.retired) == ([], 0)
+        bench.refuse = 0.0
+        for _ in range(20):
+            await bench.step(ctx)
+        assert bench.faults == [(FaultCause.ZERO_COUNT, 1001, 0)]
+        assert bench.retired == 1
+        assert any(bench.memories[memory])
 
     simulate(bench.engine, process)
 

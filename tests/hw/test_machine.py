@@ -294,7 +294,7 @@ def faulty_programs() -> dict:
             None,
         ),
         "unsupported field": (
-            changed(4, lookup=1),
+            changed(4, lookup=5),
             {},
             FaultCause.UNSUPPORTED_FIELD,
             2,

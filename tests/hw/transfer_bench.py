@@ -13,6 +13,7 @@ from amaranth.hdl import Value
 from amaranth.sim import Simulator
 
 from weft_hw.config import PRESETS, AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 from weft_hw.instructions import Element, Load, Memory, Store
 
 TINY = PRESETS["tiny"]
@@ -38,6 +39,7 @@ def memory_sizes(config: AcceleratorConfig) -> dict[Memory, int]:
         Memory.ACTIVATION: config.activation_bytes,
         Memory.WEIGHT: config.weight_bytes,
         Memory.PARAMETER: config.parameter_bytes,
+        Memory.LOOKUP: LOOKUP_TABLES * LOOKUP_ENTRIES,
     }
 
 
@@ -101,7 +103,8 @@ def random_transfer(
         memory = rng.choice([Memory.ACTIVATION, Memory.ACCUMULATOR] if kind is Store else [*sizes])
         rows = memory is Memory.ACCUMULATOR
         element = rng.choice(list(Element)) if rows else Element.INT8
-        grain = config.bus_bytes if memory is Memory.PARAMETER else (1, 2, 4)[element]
+        by_beats = memory in (Memory.PARAMETER, Memory.LOOKUP)
+        grain = config.bus_bytes if by_beats else (1, 2, 4)[element]
         reach = rng.choice([8, 64, 300])
         local_reach = rng.choice([1, 4, 12]) if rows else reach
         local_grain = 1 if rows else grain

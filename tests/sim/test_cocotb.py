@@ -51,7 +51,7 @@ def test_matrix_products_under_pauses(rng: np.random.Generator, seed: int) -> No
         assert np.array_equal(result.memory[1], expected_memory(case))
         assert result.run.counters["LOAD_RETIRED"] == 3
         assert result.run.counters["WRITE_BEATS"] == case.output_size // TINY.bus_bytes
-    assert results[4].run.cycles > 1.2 * results[3].run.cycles  # the pauses took place
+    assert results[4].run.cycles > 1.1 * results[3].run.cycles  # the pauses took place
 
 
 def test_faults_and_recovery(rng: np.random.Generator) -> None:

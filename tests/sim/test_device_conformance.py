@@ -162,7 +162,7 @@ FILL = Load(run_bytes=4, extent=0, fill=1)
 
 FAULTS = {
     "reserved opcode": (b"\xee" * 16, "BAD_OPCODE", DISPATCH_QUEUE, 0x8000),
-    "scalar": (Scalar(), "UNSUPPORTED_FIELD", Queue.VECTOR, None),
+    "scalar": (Scalar(operation=9), "UNSUPPORTED_FIELD", Queue.VECTOR, None),
     "store of weights": (Store(memory=Memory.WEIGHT, extent=1), "UNSUPPORTED_FIELD", 3, None),
     "store of parameters": (Store(memory=Memory.PARAMETER, extent=1), "UNSUPPORTED_FIELD", 3, None),
     "wide elements of weights": (

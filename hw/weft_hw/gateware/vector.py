@@ -156,6 +156,9 @@ class VectorEngine(wiring.Component):
         ]
         finishes = self._elaborate_merge(m, scalars, lanes, controls, results.retire)
         m.d.sync += inside.eq(inside + starts - finishes)
+        # Captures may enter the registers after their instruction has retired.
+        unretired = Signal(range(SLOTS + 1))
+        m.d.sync += unretired.eq(unretired + starts - results.retire)
 
         fault = engine.fault
         m.d.sync += fault.valid.eq(0)
@@ -222,7 +225,7 @@ class VectorEngine(wiring.Component):
         ]
         m.d.comb += [
             engine.retire.eq((results.retire | scalar_retires) & ~engine.stop),
-            engine.busy.eq((state != State.EMPTY) | (inside != 0) | scalar_retires),
+            engine.busy.eq((state != State.EMPTY) | (unretired != 0) | scalar_retires),
             engine.stall.eq(operands.stalled | results.stalled),
             engine.bus_busy.eq(0),
         ]

@@ -21,7 +21,7 @@ TOP = "weft_top"
 """Name of the top module."""
 
 _ON_CHIP = re.compile(
-    rf" ({TOP}__DOT__core__DOT__(activation|weight|accumulator|parameter)__DOT__(\w+));$",
+    rf" ({TOP}__DOT__core__DOT__(activation|weight|accumulator|parameter|tables)__DOT__(\w+));$",
     re.MULTILINE,
 )
 """Members of the model's root that are arrays of the on-chip memories."""

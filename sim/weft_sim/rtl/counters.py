@@ -4,7 +4,7 @@ from weft_hw.registers import REGISTERS, Access
 
 __all__ = ["COUNTERS"]
 
-_OTHERS = ("MACHINE_ID", "CONFIG_HASH_", "STATUS", "FAULT_", "CYCLES_")
+_OTHERS = ("MACHINE_ID", "CONFIG_HASH_", "STATUS", "FAULT_", "CYCLES_", "SCALAR_")
 
 COUNTERS = tuple(
     entry.name
