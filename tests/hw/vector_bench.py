@@ -165,6 +165,7 @@ class _Bench:
             self.entries = [self.state.lookup[n // 256][n % 256] for n in addresses]
 
     async def read_scalars(self, ctx) -> None:
+        await ctx.tick().repeat(4)  # captures enter the registers after retirement
         for number in range(len(self.state.scalars)):
             ctx.set(self.dut.scalar_index, number)
             await ctx.tick().repeat(2)
