@@ -66,6 +66,7 @@ class RegisterBlock(wiring.Component):
                 continue
             name = register.name.lower()
             read_only = register.access is Access.READ_ONLY
+            # Amaranth's type stubs do not know `init` of a port.
             members[name] = In(32) if read_only else Out(32, init=register.reset)  # type: ignore[call-arg]
             if register.access is Access.WRITE_ONE_CLEARS:
                 members[f"{name}_set"] = In(32)

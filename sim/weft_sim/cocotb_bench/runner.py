@@ -179,6 +179,7 @@ def _write_jobs(directory: Path, config: AcceleratorConfig, jobs: Sequence[Cocot
             str(address): np.frombuffer(bytes(data), dtype=np.uint8)
             for address, data in job.image.items()
         }
+        # NumPy's type stubs take any keyword for `allow_pickle`.
         np.savez(directory / f"image{index}.npz", **arrays)  # type: ignore[arg-type]
         described.append(asdict(replace(job, image={})))
     content = {"config_hash": config.content_hash, "jobs": described}

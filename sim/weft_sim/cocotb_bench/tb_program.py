@@ -176,5 +176,6 @@ async def run_programs(dut: Any) -> None:
             str(position): dram.bytes[address : address + size]
             for position, (address, size) in enumerate(job["read_ranges"])
         }
+        # NumPy's type stubs take any keyword for `allow_pickle`.
         np.savez(directory / f"memory{index}.npz", **memory)  # type: ignore[arg-type]
         (directory / f"result{index}.json").write_text(json.dumps(result))

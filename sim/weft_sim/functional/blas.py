@@ -22,9 +22,12 @@ _NAMES = ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openbl
 def _find_controls() -> tuple[Getter, Setter] | None:
     """OpenBLAS's own functions, reached through the NumPy module that is linked to it."""
     module = getattr(getattr(np, "_core", None), "_multiarray_umath", None)
+    path = getattr(module, "__file__", None)
+    if path is None:
+        return None
     try:
-        library = ctypes.CDLL(module.__file__)  # type: ignore[union-attr]
-    except (AttributeError, OSError, TypeError):
+        library = ctypes.CDLL(path)
+    except OSError:
         return None
     for name in _NAMES:
         getter = getattr(library, name.format("get_num_threads"), None)

@@ -26,6 +26,7 @@ _ON_CHIP = re.compile(
 )
 """Members of the model's root that are arrays of the on-chip memories."""
 
+# Warnings do not stop a build: a test lints the presets with every warning on.
 _VERILATOR_FLAGS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "-Wno-fatal")
 _COMMON_FLAGS = ("-std=c++20", "-fPIC", "-w")
 _OPTIONAL_FLAGS = ("-march=native", "-fbracket-depth=4096")

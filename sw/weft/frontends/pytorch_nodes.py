@@ -39,9 +39,8 @@ def constant(model: Any, node: Any) -> Any:
 
 def display_name(node: Any) -> str:
     """What people call the layer: its module's path, or the node's name below that path."""
-    path, kind = "", ""
-    for path, kind in (node.meta.get("nn_module_stack") or {}).values():  # noqa: B007
-        pass
+    modules = node.meta.get("nn_module_stack") or {}
+    path, kind = next(reversed(modules.values()), ("", ""))  # the innermost
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     path = path.removeprefix("L['self']").removeprefix(".")
     is_layer = kind.startswith("torch.nn.modules.") and "container" not in kind

@@ -4,6 +4,7 @@ import enum
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import Any
 
 from weft.errors import ProgramFormatError
 from weft.observation.places import Places
@@ -102,13 +103,13 @@ def _instruction(words: list[str]) -> Instruction:
         raise ValueError(f"`{words[0]}` is no instruction; there are {', '.join(_KINDS)}")
     known = {field.name: field for field in kind.bit_fields()}
     defaults = {field.name: field.default for field in fields(kind)}
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     for word in words[1:]:
         match = _FIELD.match(word)
         if match is None or match[1] not in known:
             raise ValueError(f"`{word}` sets no field of {words[0]}")
         values[match[1]] = _value(match[1], match[2], defaults[match[1]])
-    return kind(**values)  # type: ignore[arg-type]
+    return kind(**values)
 
 
 def _value(name: str, text: str, default: object) -> object:

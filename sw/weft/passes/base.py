@@ -1,5 +1,6 @@
 """What a pass is, and how a sequence of them runs."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ __all__ = ["Pass", "run_passes"]
 
 
 @dataclass(frozen=True)
-class Pass:
+class Pass(ABC):
     """A rewriting of graphs; subclasses say in their docstring what holds afterwards."""
 
     @property
@@ -17,9 +18,9 @@ class Pass:
         """The pass's name in errors."""
         return type(self).__name__
 
+    @abstractmethod
     def apply(self, graph: Graph) -> Graph:
         """The rewritten graph; the argument is left as it is."""
-        raise NotImplementedError
 
 
 def run_passes(graph: Graph, passes: Iterable[Pass]) -> Graph:
