@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 
-from hw.test_vector_engine import random_state
 from hw.vector_bench import run_engine
+from hw.vector_programs import random_state
 from hw.vector_reference import OutsideError, State, accesses, execute
 from weft_hw.config import PRESETS, AcceleratorConfig
 from weft_hw.gateware.vector_layouts import WINDOW_ROWS
