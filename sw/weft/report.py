@@ -10,7 +10,10 @@ from weft.observation.traffic import layer_traffic
 from weft.program import Program
 from weft_sim.device import RunResult
 
-__all__ = ["Accounting"]
+__all__ = ["CYCLE_MODEL", "Accounting"]
+
+CYCLE_MODEL = "cycle model"
+"""Name, in reports, of what estimates cycles instead of simulating them."""
 
 
 class Accounting:

@@ -14,6 +14,7 @@ from weft.cli import (
     demonstration,
     diverge,
     doctor,
+    estimate,
     observation,
     run_model,
     synthesis,
@@ -38,6 +39,7 @@ application = typer.Typer(
 application.command("demo")(demonstration.demo)
 application.command("compile")(compile_model.compile_command)
 application.command("run")(run_model.run)
+application.command("estimate")(estimate.estimate)
 application.command("diverge")(diverge.diverge)
 application.command("disasm")(observation.disasm)
 application.command("verilog")(configuration.verilog)

@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from weft.cli.layer_table import show_layers
 from weft.cli.observation import Observed, ReportOption, TraceOption
 from weft.cli.options import (
     ConfigOption,
@@ -95,7 +96,7 @@ def run(
         output.say(f"wrote {output_path}")
     session.close()  # completes a waveform
     observed.write(session, report, output)
-    _show(output, report)
+    show_layers(output, report)
     if compare:
         _show_comparison(output, rows)
     output.result(report)
@@ -164,25 +165,3 @@ def _show_comparison(output: Output, rows: list[TensorComparison]) -> None:
     output.console.print(table)
     equal = sum(not row.different for row in rows)
     output.say(f"{equal} of {len(rows)} tensors equal TFLite's reference kernels")
-
-
-def _show(output: Output, report: dict[str, Any]) -> None:
-    table = Table("layer", "op", "cycles", "multiply-accumulates", "utilization", "bound by")
-    for layer in report["layers"]:
-        table.add_row(
-            layer["name"],
-            layer["op"],
-            "-" if layer["cycles"] is None else f"{layer['cycles']:,}",
-            f"{layer['macs']:,}",
-            "-" if layer["utilization"] is None else f"{layer['utilization']:.1%}",
-            layer["bound"] or "-",
-        )
-    output.console.print(table)
-    if report["cycles"] is not None:
-        output.say(
-            f"{report['inputs']} input(s), {report['cycles']:,} cycles, "
-            f"utilization {report['utilization']:.1%}, "
-            f"{report['kcycles_per_s']:,.0f} kcycles/s on {report['engine']}"
-        )
-    for host_op in report["host_ops"]:
-        output.say(f"on the host: {host_op}")
