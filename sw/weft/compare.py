@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weft.errors import InputError, missing_extra
+from weft.errors import InputError
 from weft.frontends.tflite_file import FILE_IDENTIFIER, read_tflite
+from weft.frontends.tflite_interpreter import open_interpreter
 from weft.host import prepare
 from weft.ir import Graph
 from weft.program import Program
@@ -132,16 +133,7 @@ def _reference(
     indices: list[int],
 ) -> dict[int, Array]:
     """Tensors by file index, samples on the first axis."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    except ImportError as error:
-        raise missing_extra("ai-edge-litert", "tflite", purpose="the comparison") from error
-    interpreter = Interpreter(
-        model_content=data,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-        experimental_preserve_all_tensors=True,
-    )
-    interpreter.allocate_tensors()
+    interpreter = open_interpreter(data, purpose="the comparison", every_tensor=True)
     details = interpreter.get_input_details()
     found: dict[int, list[Array]] = {index: [] for index in indices}
     for number in range(len(samples[program.inputs[0].name])):

@@ -63,6 +63,7 @@ def tflite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = writer.dense(writer.mean(writer.conv(image, 8, (3, 3)), keep=False), 7)
     (path / "model.tflite").write_bytes(writer.model(scores))
     np.save(path / "x.npy", image.values)
+    np.save(path / "labels.npy", np.array([3]))
     return path
 
 

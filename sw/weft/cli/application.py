@@ -15,6 +15,7 @@ from weft.cli import (
     diverge,
     doctor,
     estimate,
+    evaluate_model,
     observation,
     run_model,
     synthesis,
@@ -39,6 +40,7 @@ application = typer.Typer(
 application.command("demo")(demonstration.demo)
 application.command("compile")(compile_model.compile_command)
 application.command("run")(run_model.run)
+application.command("eval")(evaluate_model.evaluate_command)
 application.command("estimate")(estimate.estimate)
 application.command("diverge")(diverge.diverge)
 application.command("disasm")(observation.disasm)

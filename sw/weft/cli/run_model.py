@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
+from weft.cli.files import read_array
 from weft.cli.layer_table import show_layers
 from weft.cli.observation import Observed, ReportOption, TraceOption
 from weft.cli.options import (
@@ -119,19 +120,10 @@ def read_inputs(texts: list[str], program: Program) -> dict[str, np.ndarray]:
             raise InputError(f"--input {text}: the model has {len(names)} inputs: give {wanted}")
         if name in values:
             raise InputError(f"input {name} is given twice: give {wanted}")
-        values[name] = _read_array(Path(path))
+        values[name] = read_array(Path(path))
     if len(values) != len(names):
         raise InputError(f"{len(values)} of {len(names)} inputs are given: give {wanted}")
     return values
-
-
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        return np.asarray(np.load(path, allow_pickle=False))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such input file") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: not a readable .npy file ({error})") from None
 
 
 def _check_output(path: Path | None, program: Program) -> None:
