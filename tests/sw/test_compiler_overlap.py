@@ -70,6 +70,27 @@ def test_an_add_runs_beside_the_convolution_before_it() -> None:
     assert order == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2)]
 
 
+def test_a_tile_takes_the_loads_of_its_constants_along() -> None:
+    """But not those of activations, whose order to other transfers matters for the time."""
+
+    def step(kind, layer: int, tile: int, space: Space, at: int, write: bool) -> Step:
+        return Step(kind(), (Access(space, at, at + 1, write),), layer, "", tile)
+
+    for space, moves in ((Space.WEIGHT, True), (Space.PARAMETER, True), (Space.ACTIVATION, False)):
+        convolution = [step(Matrix, 0, n, Space.ACTIVATION, n, write=True) for n in range(2)]
+        depthwise = [
+            step(Load, 1, 0, space, 90, write=True),
+            step(Vector, 1, 0, Space.ACTIVATION, 0, write=False),
+            step(Vector, 1, 1, Space.ACTIVATION, 1, write=False),
+        ]
+        order = [(each.layer, each.tile) for each in overlap_layers(convolution + depthwise)]
+        assert order == (
+            [(0, 0), (1, 0), (1, 0), (0, 1), (1, 1)]
+            if moves
+            else [(0, 0), (0, 1), (1, 1), (1, 0), (1, 0)]
+        )
+
+
 def test_layers_of_other_queues_stay() -> None:
     steps = [
         Step(kind(), (Access(Space.DRAM, n, n + 1, write=False),), n, "", 0)

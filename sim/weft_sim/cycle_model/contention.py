@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from weft_hw.instruction_values import Memory
 from weft_sim.cycle_model.clock import Clock
 from weft_sim.cycle_model.work import Bank, Work
 
@@ -63,6 +64,8 @@ class Contention:
 
     def update(self, accesses: Mapping[Bank, float], sign: int) -> None:
         """From now on MATRIX updates accumulators so often (1), or does not any more (-1)."""
+        if not accesses:
+            return
         for bank, number in accesses.items():
             self._updates[bank] = self._updates.get(bank, 0.0) + sign * number
         self._share()
@@ -85,19 +88,16 @@ class Contention:
         for _ in range(3):  # what one cannot use here, as it is slowed elsewhere, others can
             for bank, streams in contended.items():
                 self._share_bank(bank, streams, rates)
-        if any(self._starved(bank) for bank in contended):
-            for stream in self._streams:
-                if stream.updates:
-                    rates[stream] = min(rates[stream], 1 - self._leak)
+        starved = max((self._updates.get(bank, 0.0) for bank in contended), default=0.0)
+        for stream in self._streams:
+            if stream.updates:
+                rates[stream] = min(rates[stream], 1.0 - self._leak * min(1.0, starved))
         for stream in self._streams:
             stream.left -= (now - stream.since) * stream.rate
             stream.since, stream.rate = now, rates[stream]
             stream.ends += 1
             end = now + max(0.0, stream.left) / stream.rate
             self._clock.at(end, self._finisher(stream, stream.ends))
-
-    def _starved(self, bank: Bank) -> bool:
-        return 1.0 - self._updates.get(bank, 0.0) < self._leak
 
     def _finisher(self, stream: Stream, number: int) -> Callable[[], None]:
         def finish() -> None:
@@ -109,10 +109,28 @@ class Contention:
         return finish
 
     def _share_bank(self, bank: Bank, streams: list[Stream], rates: dict[Stream, float]) -> None:
-        room = max(1.0 - self._updates.get(bank, 0.0), self._leak)
+        if bank[0] is Memory.WEIGHT:
+            self._share_weights(bank, streams, rates)
+            return
+        updates = min(1.0, self._updates.get(bank, 0.0))
+        room = 1.0 - updates * (1.0 - self._leak)
         waiting = sorted(streams, key=lambda stream: rates[stream] * stream.work.accesses[bank])
         for position, stream in enumerate(waiting):
             uses = stream.work.accesses[bank]
             share = room / (len(waiting) - position)
             rates[stream] = min(rates[stream], share / uses)
             room -= rates[stream] * uses
+
+    def _share_weights(self, bank: Bank, streams: list[Stream], rates: dict[Stream, float]) -> None:
+        """MATRIX reads whole tiles at once and ahead of its need; meanwhile VECTOR's taps take
+        twice as long. MATRIX gets what they leave."""
+        used = sum(rates[each] * each.work.accesses[bank] for each in streams if each.updates)
+        room = 1.0
+        for stream in streams:
+            if not stream.updates:
+                uses = stream.work.accesses[bank]
+                rates[stream] = min(rates[stream], 1.0 / (1.0 + uses * min(used, 1.0)))
+                room -= rates[stream] * uses
+        for stream in streams:
+            if stream.updates:
+                rates[stream] = min(rates[stream], room / stream.work.accesses[bank])

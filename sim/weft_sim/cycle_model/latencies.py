@@ -41,9 +41,9 @@ class Latencies:
         the retirement.
     matrix_gap : int
         From an instruction's last left row to the first one of the next.
-    matrix_update : int
-        From a left row's request to when its sum comes before VECTOR's accesses that were
-        requested at that time: their own way to the accumulator memory is taken off.
+    matrix_read, matrix_write : int
+        From a left row's request to when its accumulator row comes before VECTOR's accesses: before
+        reads that are requested then, and before writes whose operands are.
     vector_start, vector_end : int
         Likewise, of VECTOR.
     store_start, store_end : int
@@ -68,7 +68,8 @@ class Latencies:
     matrix_start: int
     matrix_end: int
     matrix_gap: int
-    matrix_update: int
+    matrix_read: int
+    matrix_write: int
     vector_start: int
     vector_end: int
     store_start: int
@@ -94,7 +95,8 @@ class Latencies:
             matrix_start=config.rows - 2,
             matrix_end=row + UPDATE_LATENCY + 6,
             matrix_gap=1,
-            matrix_update=max(0, row - 20),
+            matrix_read=row,
+            matrix_write=max(0, row - 20),
             vector_start=4,
             vector_end=29,
             store_start=3,
@@ -102,5 +104,5 @@ class Latencies:
             scalar=8,
             end=8,
             in_flight=IN_FLIGHT,
-            leak=1 / (row + 4 + PATIENCE),
+            leak=1 / (row + 2 * PATIENCE),
         )

@@ -21,6 +21,7 @@ from weft_sim.cycle_model.clock import Clock
 from weft_sim.cycle_model.contention import Contention, Stream
 from weft_sim.cycle_model.latencies import Latencies
 from weft_sim.cycle_model.work import (
+    Bank,
     Entry,
     Work,
     entries_of,
@@ -338,21 +339,53 @@ class _Matrix(_Engine):
 
     def _stream(self, work: Work) -> None:
         """Rows are requested now; their sums reach the accumulators later."""
-        contention, delay = self.simulation.contention, self.latencies.matrix_update
-        reads = {bank: n for bank, n in work.accesses.items() if bank[0] is Memory.ACTIVATION}
-        updates = {bank: n for bank, n in work.accesses.items() if bank not in reads}
+        updates = [
+            _Updates(self.simulation, work, "read", self.latencies.matrix_read),
+            _Updates(self.simulation, work, "write", self.latencies.matrix_write),
+        ]
 
         def done() -> None:
-            self.clock.at(self.clock.now + delay, lambda: contention.update(updates, -1))
+            for port in updates:
+                port.stop()
             self.retire_at(self.clock.now + self.latencies.matrix_end)
             self.clock.at(self.clock.now + work.recharge + self.latencies.matrix_gap, self._finish)
 
-        self.clock.at(self.clock.now + delay, lambda: contention.update(updates, 1))
-        contention.begin(Stream(Work(work.steps, reads), done, updates=True))
+        self.simulation.contention.begin(Stream(work, done, updates=True))
 
     def _finish(self) -> None:
         self._streaming = False
         self._begin()
+
+
+class _Updates:
+    """MATRIX's use of the accumulators' read or write ports, phase by phase, from ``delay`` cycles
+    after now to as long after :meth:`stop`."""
+
+    def __init__(self, simulation: Simulation, work: Work, port: str, delay: int) -> None:
+        self._contention, self._clock = simulation.contention, simulation.clock
+        self._delay = delay
+        self._phases = deque(
+            (steps, {bank: n for bank, n in accesses.items() if bank[1] == port})
+            for steps, accesses in work.updates
+        )
+        self._current: dict[Bank, float] = {}
+        self._clock.at(self._clock.now + delay, self._advance)
+
+    def stop(self) -> None:
+        """The last row has been requested."""
+        self._clock.at(self._clock.now + self._delay, self._end)
+
+    def _advance(self) -> None:
+        self._contention.update(self._current, -1)
+        self._current = {}
+        if self._phases:
+            steps, self._current = self._phases.popleft()
+            self._contention.update(self._current, 1)
+            self._clock.at(self._clock.now + steps, self._advance)
+
+    def _end(self) -> None:
+        self._phases.clear()
+        self._advance()
 
 
 class _Vector(_Engine):

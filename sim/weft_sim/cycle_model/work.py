@@ -4,7 +4,7 @@ Everything here follows from the instruction and the configuration alone (docs/m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +49,14 @@ class Work:
         Accesses to a bank's port in a step, on average.
     recharge : int
         Cycles after the last step in which MATRIX cannot begin another weight tile.
+    updates : tuple of (int, dict of Bank to float)
+        Of MATRIX, one after the other: steps, and accesses to accumulators in each of them.
     """
 
     steps: int
     accesses: dict[Bank, float]
     recharge: int = 0
+    updates: tuple[tuple[int, dict[Bank, float]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,6 @@ def matrix_work(config: AcceleratorConfig, instruction: Matrix) -> Work:
         steps = (outer - 1) * max(config.rows, inner) + inner
     exists = _inside(instruction, counts)
     left = _affine(instruction.left_address, instruction.left_strides, counts)
-    rows = _affine(
-        instruction.accumulator_address,
-        instruction.accumulator_strides,
-        counts[:TILE_LOOPS_MATRIX] if stationary else counts,
-    )
     reads = _banks(
         Memory.ACTIVATION,
         "read",
@@ -97,24 +95,67 @@ def matrix_work(config: AcceleratorConfig, instruction: Matrix) -> Work:
         counts,
         exists if instruction.bounds is Bounds.LEFT else None,
     )
-    weight = config.rows if stationary else 1
-    updates = _banks(
-        Memory.ACCUMULATOR,
-        "write",
-        rows,
-        config.accumulator_rows,
-        counts[:TILE_LOOPS_MATRIX] if stationary else counts,
-        exists if instruction.bounds is Bounds.ACCUMULATOR else None,
+    tiles = counts if stationary else counts[:TILE_LOOPS_MATRIX]
+    top = _banks(
+        Memory.WEIGHT,
+        "read",
+        _affine(instruction.top_address, instruction.top_strides, tiles),
+        config.weight_bank_bytes,
+        tiles,
+        exists if instruction.bounds is Bounds.TOP else None,
     )
-    accesses = dict(reads)
-    adds = 1.0
-    if instruction.accumulate is Accumulate.OVERWRITE_FIRST:
-        adds = 0.0 if stationary else 1 - 1 / math.prod(counts[1:TILE_LOOPS_MATRIX])
-    for (memory, _, bank), number in updates.items():
-        accesses[memory, "write", bank] = number * weight
-        accesses[memory, "read", bank] = number * weight * adds
+    # The last tile comes before the last step; there is never more than one read in a step.
+    each = 1 if stationary else min(config.rows, steps / sum(top.values()))
+    accesses = reads | {bank: number * each for bank, number in top.items()}
     recharge = 0 if stationary else max(0, config.rows - inner)
-    return Work(steps, {bank: number / steps for bank, number in accesses.items()}, recharge)
+    return Work(
+        steps,
+        {bank: number / steps for bank, number in accesses.items()},
+        recharge,
+        tuple(_updates(config, instruction, exists)),
+    )
+
+
+def _updates(
+    config: AcceleratorConfig, instruction: Matrix, exists: NDArray[np.bool_] | None
+) -> Iterator[tuple[int, dict[Bank, float]]]:
+    """Steps of MATRIX with the same use of the accumulator memory.
+
+    Where an output tile's rows are overwritten, and not added to, they are not read.
+    """
+    counts, strides = instruction.counts, instruction.accumulator_strides
+    reduction = math.prod(counts[1:TILE_LOOPS_MATRIX])
+    inner = math.prod(counts[TILE_LOOPS_MATRIX:])
+    stationary = instruction.dataflow is Dataflow.OUTPUT_STATIONARY
+    overwrites = instruction.accumulate is Accumulate.OVERWRITE_FIRST
+    pace = max(config.rows, inner)
+    for tile in range(counts[0]):
+        base = instruction.accumulator_address + tile * strides[0]
+        if stationary:
+            rows = _affine(base, strides[1:], counts[1:TILE_LOOPS_MATRIX])
+            steps = reduction * (inner + config.rows + 1)
+            share = reduction * config.rows / steps
+        else:
+            rows = _affine(base, strides[1:], counts[1:])
+            steps, share = reduction * pace, inner / pace
+        if instruction.bounds is Bounds.ACCUMULATOR and exists is not None:
+            share *= float(exists.mean())
+        numbers, times = np.unique(rows // config.accumulator_rows, return_counts=True)
+        parts = dict(zip(numbers.tolist(), (share * times / times.sum()).tolist(), strict=True))
+        writes: dict[Bank, float] = {
+            (Memory.ACCUMULATOR, "write", bank): part for bank, part in parts.items()
+        }
+        reads: dict[Bank, float] = {
+            (Memory.ACCUMULATOR, "read", bank): part for bank, part in parts.items()
+        }
+        if not overwrites:
+            yield steps, writes | reads
+        elif stationary:
+            yield steps, writes
+        else:
+            yield pace, writes
+            if reduction > 1:
+                yield steps - pace, writes | reads
 
 
 def vector_work(config: AcceleratorConfig, instruction: Vector) -> Work:
@@ -140,11 +181,7 @@ def vector_work(config: AcceleratorConfig, instruction: Vector) -> Work:
     ) -> None:
         """Spread ``total`` accesses over the banks that the addresses fall into."""
         memory = Memory[source.name]
-        if memory not in (Memory.ACTIVATION, Memory.ACCUMULATOR):
-            return
-        size = config.activation_bank_bytes
-        if memory is Memory.ACCUMULATOR:
-            size = config.accumulator_rows
+        size = _bank_sizes(config)[memory]
         found = _banks(memory, port, _affine(address, strides, trips), size, trips, None)
         whole = sum(found.values())
         for bank, number in found.items():
@@ -162,6 +199,14 @@ def vector_work(config: AcceleratorConfig, instruction: Vector) -> Work:
         instruction.destination, "write", instruction.address, instruction.strides, outer, vectors
     )
     return Work(steps, {bank: number / steps for bank, number in accesses.items()})
+
+
+def _bank_sizes(config: AcceleratorConfig) -> dict[Memory, int]:
+    return {
+        Memory.ACTIVATION: config.activation_bank_bytes,
+        Memory.WEIGHT: config.weight_bank_bytes,
+        Memory.ACCUMULATOR: config.accumulator_rows,
+    }
 
 
 def _slides(config: AcceleratorConfig, instruction: Vector) -> int:

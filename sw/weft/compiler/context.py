@@ -23,15 +23,18 @@ SMALLEST_PIECE = 512
 
 @dataclass
 class Ring:
-    """A memory that is filled round and round; entries live until they are overwritten."""
+    """A memory, or its bytes from ``base`` on, filled round and round; entries live until they are
+    overwritten."""
 
     capacity: int
+    base: int = 0
     next: int = 0
     entries: list[tuple[int, int, Hashable]] = field(default_factory=list)
 
     def find(self, key: Hashable) -> int | None:
         """Start of an entry that is still there."""
-        return next((start for start, _, known in self.entries if known == key), None)
+        starts = (self.base + start for start, _, known in self.entries if known == key)
+        return next(starts, None)
 
     def place(self, key: Hashable, size: int) -> int:
         """Start of a new entry; whatever lies there is forgotten."""
@@ -40,7 +43,7 @@ class Ring:
         self.entries = [entry for entry in self.entries if entry[1] <= start or entry[0] >= end]
         self.entries.append((start, end, key))
         self.next = end
-        return start
+        return self.base + start
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,11 @@ class TileBox:
 
 @dataclass
 class Context:
-    """State of the lowering of one program."""
+    """State of the lowering of one program.
+
+    ``tap_bytes`` at the end of the weight scratchpad are for the taps of depthwise convolutions; if
+    they are none, taps lie among the other weights.
+    """
 
     graph: Graph
     config: AcceleratorConfig
@@ -72,9 +79,12 @@ class Context:
     stream: Stream = field(default_factory=Stream)
     loaded: set[str] = field(default_factory=set)
     bank: int = 0
+    tap_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.weights = Ring(self.config.weight_bytes)
+        convolutions = self.config.weight_bytes - self.tap_bytes
+        self.weights = Ring(convolutions)
+        self.taps = Ring(self.tap_bytes, base=convolutions) if self.tap_bytes else self.weights
         self.parameters = Ring(self.config.parameter_rows)
         self.accumulator_rings = [
             Ring(self.config.accumulator_rows) for _ in range(self.config.accumulator_banks)

@@ -2,36 +2,16 @@
 
 from random import Random
 
-from weft.compiler.constants import ConstantImage, image_bytes
-from weft.compiler.context import Context, LayerTask
 from weft.compiler.host_part import split_host
 from weft.compiler.kernels import Kernel
-from weft.compiler.layout import pixel_pitch
-from weft.compiler.lower_add import lower_add
-from weft.compiler.lower_convolution import lower_convolution
-from weft.compiler.lower_copy import lower_concatenate, lower_interleave, lower_pad
-from weft.compiler.lower_depthwise import lower_depthwise
-from weft.compiler.lower_vector import lower_multiply, lower_pool, lower_rescale
+from weft.compiler.lowering import lower
 from weft.compiler.memory_plan import MemoryPlan, plan_memory
 from weft.compiler.overlap import overlap_layers
+from weft.compiler.schedule import choose_schedule
 from weft.compiler.stream import Space, Step
 from weft.compiler.synchronize import synchronize
 from weft.errors import UnsupportedModel
-from weft.ir import (
-    Add,
-    AveragePool2d,
-    Concatenate,
-    Conv2d,
-    Graph,
-    Interleave,
-    Linear,
-    MaxPool2d,
-    Multiply,
-    Operation,
-    Pad,
-    Rescale,
-    Subtract,
-)
+from weft.ir import Conv2d, Graph, Linear, Operation
 from weft.passes import (
     CheckLimits,
     FusePadding,
@@ -83,7 +63,9 @@ def compile_graph(
     legal = run_passes(graph, PASSES)
     kernels = [Kernel.of(operation, legal, config) for operation in legal.operations]
     plan = plan_memory(legal, kernels, config, random)
-    context = _lower(legal, config, plan, kernels)
+    if random is None:
+        plan = choose_schedule(legal, config, plan, kernels)
+    context = lower(legal, config, plan, kernels)
     steps = overlap_layers(context.stream.steps)
     told = {each.name: (each.kind, _macs(each, graph)) for each in graph.operations}
     code, layers, symbols = _encode(synchronize(steps, config), steps, kernels, told)
@@ -125,43 +107,6 @@ def _macs(operation: Operation, graph: Graph) -> int:
         return 0
     height, width, _ = graph.tensor(operation.output).shape
     return height * width * operation.weights.size
-
-
-def _lower(
-    graph: Graph, config: AcceleratorConfig, plan: MemoryPlan, kernels: list[Kernel]
-) -> Context:
-    """Instructions of all layers, without semaphores."""
-    constants = ConstantImage(plan.constants_address)
-    for tensor in graph.tensors:  # in the plan's order, so that each lands at its planned address
-        if tensor.data is not None:
-            address = constants.append(
-                image_bytes(tensor.data, pixel_pitch(tensor.shape[2], config))
-            )
-            home = plan.placements[tensor.name].dram
-            assert home is not None and home.address == address
-    context = Context(graph, config, plan, constants)
-    for layer, kernel in enumerate(kernels):
-        task = LayerTask(context, layer, kernel, plan.tilings[layer])
-        match kernel.operation:
-            case Conv2d() if kernel.is_depthwise:
-                lower_depthwise(task)
-            case Conv2d():
-                lower_convolution(task)
-            case MaxPool2d() | AveragePool2d():
-                lower_pool(task)
-            case Add() | Subtract():
-                lower_add(task)
-            case Multiply():
-                lower_multiply(task)
-            case Pad():
-                lower_pad(task)
-            case Concatenate():
-                lower_concatenate(task)
-            case Interleave():
-                lower_interleave(task)
-            case Rescale():
-                lower_rescale(task)
-    return context
 
 
 def _encode(

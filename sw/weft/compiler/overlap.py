@@ -1,10 +1,10 @@
 """Reordering of the stream: work of VECTOR alone moves between the tiles of the layers before it.
 
-Layers are emitted one behind the other. A residual add, a pool or a rescale of tensors on chip uses
-VECTOR alone, which idles most of the time while a convolution runs. So each tile of such a layer
-moves forward to just behind the last tile that it conflicts with (that writes what it reads, or
-touches what it overwrites): the serial order of all conflicting accesses stays, and so do all
-results.
+Layers are emitted one behind the other. A residual add, a pool, a depthwise convolution or a
+rescale of tensors on chip uses VECTOR alone, which idles most of the time while a convolution
+runs. So each tile of such a layer, with the LOADs of its constants, moves forward to just behind
+the last tile that it conflicts with (that writes what it reads, or touches what it overwrites): the
+serial order of all conflicting accesses stays, and so do all results.
 """
 
 import bisect
@@ -63,7 +63,7 @@ def overlap_layers(steps: Sequence[Step]) -> list[Step]:
     places: list[int] = []
     for index, tile in enumerate(tiles):
         place = index
-        if all(step.instruction.queue == Queue.VECTOR for step in tile):
+        if _movable(tile):
             place = max((_latest(memories, step) for step in tile), default=NOTHING)
         places.append(place)
         for step in tile:
@@ -71,6 +71,17 @@ def overlap_layers(steps: Sequence[Step]) -> list[Step]:
     # The sort is stable: tiles that moved to one place keep their order, behind that place's own.
     order = sorted(range(len(tiles)), key=places.__getitem__)
     return [step for index in order for step in tiles[index]]
+
+
+def _movable(tile: Sequence[Step]) -> bool:
+    """Whether a tile is VECTOR's own work, with the constants that LOAD brings for it."""
+    constants = (Space.WEIGHT, Space.PARAMETER, Space.DRAM)
+    others = [step for step in tile if step.instruction.queue is not Queue.VECTOR]
+    return len(others) < len(tile) and all(
+        step.instruction.queue is Queue.LOAD
+        and all(access.space in constants for access in step.accesses)
+        for step in others
+    )
 
 
 def _latest(memories: dict[Space, _Places], step: Step) -> int:

@@ -9,7 +9,7 @@ from weft.compiler.kernels import Chunk, Kernel, ceil_div
 from weft.ir import AveragePool2d, Concatenate, MaxPool2d
 from weft_hw.instructions import Load, Matrix, Store, Vector
 
-__all__ = ["Tiling", "Where", "choose_tiling", "smallest_need"]
+__all__ = ["NO_LIMITS", "TileLimits", "Tiling", "Where", "choose_tiling", "smallest_need"]
 
 # Cycles between neighbouring instructions of an engine, and from an instruction's last step to its
 # retirement. A MATRIX follows another without a pause.
@@ -70,7 +70,40 @@ class Tiling:
     slots: int
 
 
-def choose_tiling(kernel: Kernel, where: Where, random: Random | None = None) -> Tiling | None:
+@dataclass(frozen=True)
+class TileLimits:
+    """What the tiles of a layer with weights are kept to, if its operands are all on chip.
+
+    A layer on its own wants large tiles. Smaller ones let the next layer begin earlier, and so
+    VECTOR work for one layer while MATRIX does for another.
+
+    Parameters
+    ----------
+    steps : int or None
+        Vectors of a tile, times the cycles that a depthwise convolution takes for each.
+    all_channels : bool
+        A tile has all output channels.
+    """
+
+    steps: int | None = None
+    all_channels: bool = False
+
+    def allow(self, kernel: Kernel, channel_tiles: int, rows: int, columns: int) -> bool:
+        """Whether a tile of these sizes stays within them, or cannot be smaller."""
+        if self.all_channels and channel_tiles < kernel.result_tiles:
+            return False
+        cycles = kernel.window[0] if kernel.is_depthwise else 1
+        return (
+            self.steps is None or rows == 1 or channel_tiles * rows * columns * cycles <= self.steps
+        )
+
+
+NO_LIMITS = TileLimits()
+
+
+def choose_tiling(
+    kernel: Kernel, where: Where, random: Random | None = None, limits: TileLimits = NO_LIMITS
+) -> Tiling | None:
     """The tiling with the least estimated time, or None if none fits.
 
     Parameters
@@ -79,12 +112,19 @@ def choose_tiling(kernel: Kernel, where: Where, random: Random | None = None) ->
     where : Where
     random : random.Random, optional
         For tests: any tiling that fits, instead of the best one.
+    limits : TileLimits
+        Followed if any tiling within them fits.
     """
     if random is not None:
         return _any_tiling(kernel, where, random)
+    weighted = kernel.is_convolution or kernel.is_depthwise
+    if limits != NO_LIMITS and (where.spilled_inputs or where.spilled_output or not weighted):
+        limits = NO_LIMITS
     for chunks in _chunkings(kernel):
         best: tuple[float, Tiling] | None = None
         for sizes in _sizes(kernel):
+            if not limits.allow(kernel, *sizes):
+                continue
             tiling = _fit(kernel, where, chunks, *sizes)
             if tiling is None:
                 continue
@@ -93,7 +133,7 @@ def choose_tiling(kernel: Kernel, where: Where, random: Random | None = None) ->
                 best = cost, tiling
         if best is not None:
             return best[1]
-    return None
+    return None if limits == NO_LIMITS else choose_tiling(kernel, where)
 
 
 def smallest_need(kernel: Kernel, where: Where) -> int:

@@ -43,7 +43,8 @@ class WeightedLayer:
 
     def weights(self, tile: TileBox, chunk: Chunk) -> int:
         """Address of the weights in the weight scratchpad, after loading them if need be."""
-        ring = self.task.context.weights
+        context = self.task.context
+        ring = context.taps if self.kernel.is_depthwise else context.weights
         key = self.task.layer, tile.channel, chunk
         found = ring.find(key)
         if found is None:
