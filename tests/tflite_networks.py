@@ -29,7 +29,7 @@ def lively(record: Record) -> bool:
 class _Network:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
-        self.writer = TfliteWriter(rng)
+        self.writer = TfliteWriter(rng, weight_bits=int(rng.choice([8, 8, 4, 2])))
         self.images: list[Record] = []
         self.vectors: list[Record] = []
 

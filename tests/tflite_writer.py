@@ -62,6 +62,7 @@ class TfliteWriter:
     records: list = field(default_factory=list)
     nodes: list = field(default_factory=list)
     inputs: list = field(default_factory=list)
+    weight_bits: int = 8  # of filters; 4 are packed in the file, 2 are a narrow int8
 
     # Tensors -----------------------------------------------------------------------------------
 
@@ -96,11 +97,14 @@ class TfliteWriter:
 
     def filters(self, shape, axis, per_channel=True) -> Record:
         """Random weights with symmetric quantization, a few zeros among them."""
-        data = self.rng.integers(-127, 128, shape).astype(np.int8)
+        half = 1 << (self.weight_bits - 1)
+        lowest = -half + (self.weight_bits == 8)  # int8 weights are symmetric
+        data = self.rng.integers(lowest, half, shape).astype(np.int8)
         data[self.rng.random(data.shape) < 0.1] = 0
         count = shape[axis] if per_channel else 1
         scales = tuple(float(np.float32(2.0 ** self.rng.uniform(-9, -5))) for _ in range(count))
-        return self.constant(data, scales=scales, zero_points=(0,) * count, axis=axis)
+        fields = {"packed": pack_nibbles(data)} if self.weight_bits == 4 else {}
+        return self.constant(data, scales=scales, zero_points=(0,) * count, axis=axis, **fields)
 
     def bias(self, source: Record, weights: Record, count: int) -> list:
         """A bias at the product's scale, as the converter writes it."""
@@ -197,6 +201,7 @@ class TfliteWriter:
 
     def transposed(self, source, filters, kernel, stride=(1, 1), padding="SAME") -> Record:
         weights = self.filters((filters, *kernel, source.shape[3]), 0, self.rng.random() < 0.8)
+        weights.packed = None  # the interpreter's kernel takes int8 only
         options = self.window_options(schema.TransposeConvOptionsT(), stride, padding)
         options.fusedActivationFunction = 0
         size = [source.shape[axis + 1] * stride[axis] for axis in range(2)]
@@ -351,6 +356,13 @@ def _tensor(record: Record, buffers: list):
         quantization.quantizedDimension = record.axis
         tensor.quantization = quantization
     return tensor
+
+
+def pack_nibbles(data: np.ndarray) -> bytes:
+    """int4 codes as the format has them: two a byte, the first one low."""
+    flat = data.reshape(-1)
+    flat = np.append(flat, np.zeros(len(flat) % 2, np.int8)).view(np.uint8) & 15
+    return (flat[0::2] | flat[1::2] << 4).tobytes()
 
 
 def sides(source, kernel, stride, padding, dilation=(1, 1)):

@@ -137,6 +137,25 @@ REFUSALS: dict[str, tuple[Callable[[TfliteWriter], Record], str]] = {
         ),
         r"tensor t1: is FLOAT32; weft takes INT8 or INT4",
     ),
+    "transposed by int4 weights": (
+        lambda w: raw(
+            w,
+            "TRANSPOSE_CONV",
+            [
+                w.constant(np.array([1, 6, 6, 4], np.int32)),
+                w.constant(
+                    np.ones((4, 1, 1, 4), np.int8),
+                    scales=(0.1,),
+                    zero_points=(0,),
+                    packed=bytes([0x11] * 8),
+                ),
+                image(w),
+            ],
+            (1, 6, 6, 4),
+            schema.TransposeConvOptionsT(),
+        ),
+        r"tensor t1: is INT4; weft takes INT8",
+    ),
     "float bias": (
         lambda w: convolution(w, image(w), bias=w.constant(np.ones(5, np.float32))),
         r"tensor t1: is FLOAT32; weft takes INT32",

@@ -232,24 +232,6 @@ def test_large_average_windows(sides: tuple[int, int], rng: Random) -> None:
         check(writer, [made], 0)
 
 
-def test_four_bit_weights(rng: Random) -> None:
-    """Packed int4 weights are unpacked: the same sums on the machine's 8-bit weights."""
-    writer = TfliteWriter(rng)
-    source = writer.input((1, 6, 6, 3))
-    weights = writer.filters((5, 3, 3, 3), 0)
-    weights.data = weights.values = (weights.data >> 4).astype(np.int8)
-    flat = weights.data.reshape(-1)
-    flat = np.append(flat, np.zeros(len(flat) % 2, np.int8)).view(np.uint8) & 15
-    weights.packed = (flat[0::2] | flat[1::2] << 4).tobytes()
-    options = writer.window_options(schema.Conv2DOptionsT(), (1, 1), "SAME")
-    options.dilationHFactor = options.dilationWFactor = 1
-    made = writer.node(
-        "CONV_2D", [source, weights, *writer.bias(source, weights, 5)], (1, 6, 6, 5), options
-    )
-    assert len(np.unique(made.values)) > 8
-    check(writer, [made], 0)
-
-
 def test_float_input_is_quantized_as_the_model_does(rng: Random) -> None:
     """QUANTIZE of a float32 input happens on the host, halves away from zero."""
     writer = TfliteWriter(rng)

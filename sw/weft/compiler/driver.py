@@ -16,6 +16,7 @@ from weft.passes import (
     CheckLimits,
     FusePadding,
     ImagesOnly,
+    NarrowWeights,
     RemoveDead,
     SplitGroups,
     run_passes,
@@ -29,7 +30,14 @@ __all__ = ["compile_graph"]
 
 PAGE = 4096
 
-PASSES = (ImagesOnly(), RemoveDead(), FusePadding(), SplitGroups(), CheckLimits())
+PASSES = (
+    ImagesOnly(),
+    RemoveDead(),
+    FusePadding(),
+    SplitGroups(),
+    NarrowWeights(),
+    CheckLimits(),
+)
 
 
 def compile_graph(

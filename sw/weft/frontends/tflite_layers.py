@@ -122,7 +122,7 @@ def transpose_conv(importer: Importer, operator: TfliteOperator) -> None:
     if len(importer.operand(2).shape) != 4 or len(output.shape) != 3:
         importer.refuse("works on (batch, height, width, channels)")
     source = importer.activation(2)
-    weights, scales = weights_of(importer, 0, 4)
+    weights, scales = weights_of(importer, 0, 4, ("INT8",))
     filters, *kernel, depth = weights.shape
     if depth != source.shape[2] or filters != output.shape[2]:
         importer.refuse(f"has {filters} filters of depth {depth} for {source.shape[2]} channels")

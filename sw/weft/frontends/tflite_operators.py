@@ -284,7 +284,9 @@ RULES: dict[str, Rule] = {
     "DEPTHWISE_CONV_2D": Rule(depthwise_conv_2d, "int8 and int4 weights, any depth multiplier"),
     "DEQUANTIZE": Rule(_dequantize, "int8 to float32, in front of an output", Place.HOST),
     "EXPAND_DIMS": Rule(_reshape, "as RESHAPE", Place.COMPILER),
-    "FULLY_CONNECTED": Rule(fully_connected, "one product a sample, or one a pixel"),
+    "FULLY_CONNECTED": Rule(
+        fully_connected, "int8 and int4 weights, one product a sample, or one a pixel"
+    ),
     "MAX_POOL_2D": Rule(_pool(MaxPool2d), "any window"),
     "MEAN": Rule(_mean, "over height and width"),
     "MUL": Rule(_elementwise(Multiply), "equal shapes, or a constant that is broadcast"),
@@ -305,6 +307,6 @@ RULES: dict[str, Rule] = {
     "SQUEEZE": Rule(_reshape, "as RESHAPE", Place.COMPILER),
     "STRIDED_SLICE": Rule(_shape_arithmetic, "of shapes", Place.COMPILER),
     "SUB": Rule(_elementwise(Subtract), "equal shapes, or a constant that is broadcast"),
-    "TRANSPOSE_CONV": Rule(transpose_conv, "int8 and int4 weights"),
+    "TRANSPOSE_CONV": Rule(transpose_conv, "int8 weights"),
 }
 """By the operator's name in the schema."""

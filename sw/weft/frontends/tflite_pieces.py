@@ -93,11 +93,11 @@ def image_of(importer: Importer, position: int) -> Tensor:
 
 
 def weights_of(
-    importer: Importer, axis: int, rank: int
+    importer: Importer, axis: int, rank: int, kinds: tuple[str, ...] = ("INT8", "INT4")
 ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Codes, and one scale a filter."""
+    """Codes, and one scale a filter; ``kinds`` are the types that TFLite's own kernel takes."""
     record: TfliteTensor = importer.operand(1)
-    codes = importer.constant(1, ("INT8", "INT4"))
+    codes = importer.constant(1, kinds)
     if codes.ndim != rank:
         importer.refuse(f"has {codes.ndim} axes, not {rank}", record)
     filters = codes.shape[axis]

@@ -4,6 +4,7 @@ from weft.passes.base import Pass, run_passes
 from weft.passes.check_limits import CheckLimits
 from weft.passes.fuse_padding import FusePadding
 from weft.passes.images_only import ImagesOnly
+from weft.passes.narrow_weights import NarrowWeights
 from weft.passes.remove_dead import RemoveDead
 from weft.passes.split_groups import SplitGroups
 
@@ -11,6 +12,7 @@ __all__ = [
     "CheckLimits",
     "FusePadding",
     "ImagesOnly",
+    "NarrowWeights",
     "Pass",
     "RemoveDead",
     "SplitGroups",
