@@ -6,7 +6,7 @@ there are elements, in a small tensor) and less than a fifth at either end of th
 
 import numpy as np
 
-from tflite_writer import Record, TfliteWriter
+from tflite_writer import FUNCTIONS, OF_POSITIVE_VALUES, Record, TfliteWriter
 
 __all__ = ["random_network"]
 
@@ -103,13 +103,24 @@ class _Network:
             case "ADD" | "SUB" | "MUL":
                 other = partners[rng.integers(len(partners))]
                 return writer.elementwise(kind, source, other)
+            case "function":
+                return self.function(source)
             case _:
                 return writer.unary(kind, source)
+
+    def function(self, source: Record) -> Record | None:
+        """A function of one element; of positive values, if it must be, by a sigmoid before."""
+        kind = str(self.rng.choice(FUNCTIONS))
+        if kind in OF_POSITIVE_VALUES and source.zero_points[0] != -128:
+            source = self.writer.function("LOGISTIC", source)
+            if not lively(source):
+                return None
+        return self.writer.function(kind, source)
 
     def vector_layer(self) -> Record | None:
         writer, rng = self.writer, self.rng
         source = self.some(self.vectors)
-        kind = str(rng.choice(["dense", "dense", "ADD", "MUL", "SUB", "concatenate", "RELU"]))
+        kind = str(rng.choice(VECTOR_LAYERS))
         partners = [each for each in self.vectors if each.shape == source.shape]
         match kind:
             case "dense":
@@ -119,6 +130,8 @@ class _Network:
                 return writer.concatenate(source, self.like(other, source))
             case "RELU":
                 return writer.unary(kind, source)
+            case "function":
+                return self.function(source)
             case _:
                 return writer.elementwise(kind, source, partners[rng.integers(len(partners))])
 
@@ -174,7 +187,12 @@ IMAGE_LAYERS = (
         "pointwise",
     ),
     *("pool", "pad", "concatenate", "constant", "ADD", "ADD", "SUB", "MUL"),
-    *("RELU", "RELU6", "RELU_N1_TO_1", "QUANTIZE"),
+    *("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "QUANTIZE"),
+    *("function", "function", "function", "function"),
+)
+
+VECTOR_LAYERS = (
+    *("dense", "dense", "ADD", "MUL", "SUB", "concatenate", "RELU", "function", "function"),
 )
 
 

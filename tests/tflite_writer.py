@@ -12,7 +12,15 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-__all__ = ["Record", "TfliteWriter", "interpreter_tensors", "open_interpreter", "reference"]
+__all__ = [
+    "FUNCTIONS",
+    "OF_POSITIVE_VALUES",
+    "Record",
+    "TfliteWriter",
+    "interpreter_tensors",
+    "open_interpreter",
+    "reference",
+]
 
 TYPES = {
     "float32": schema.TensorType.FLOAT32,
@@ -23,6 +31,17 @@ TYPES = {
     "uint8": schema.TensorType.UINT8,
 }
 
+
+FUNCTIONS = (
+    *("ABS", "EXP", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOG", "LOGISTIC", "NEG", "RSQRT"),
+    *("SQRT", "TANH"),
+)
+"""Functions of one element that the reference kernels compute on int8."""
+
+OF_POSITIVE_VALUES = ("LOG", "RSQRT", "SQRT")
+"""Those whose input must have the zero point -128."""
+
+FIXED_RESULTS = {"LOGISTIC": (1 / 256, -128), "TANH": (1 / 128, 0)}
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-12, 2.0**10
 """Of calibrated outputs: a result that is constant would drive its scale to nothing."""
@@ -115,7 +134,10 @@ class TfliteWriter:
     # Operators ---------------------------------------------------------------------------------
 
     def node(self, operator, inputs, shape, options=None, like=None, **fields) -> Record:
-        """Append an operator; its output has the quantization of ``like``, or is calibrated."""
+        """Append an operator; its output has the quantization of ``like``, or is calibrated.
+
+        Given ``values`` it is not run.
+        """
         calibrate = like is None and not fields
         if like is not None:
             fields = {"scales": like.scales, "zero_points": like.zero_points} | fields
@@ -129,7 +151,7 @@ class TfliteWriter:
         self.nodes.append(made)
         if calibrate:
             self._calibrate(made, output)
-        else:
+        elif output.values is None:
             (output.values,) = self._alone(made)
         return output
 
@@ -145,6 +167,8 @@ class TfliteWriter:
         smallest = SMALLEST_SCALE
         if node.kind in ("ADD", "SUB"):  # the kernels give up where 2^20 steps are less than one
             smallest = max(each.scales[0] for each in node.inputs) / 2**10
+        if node.kind == "HARD_SWISH":  # likewise beyond 128 times the output's scale
+            smallest = node.inputs[0].scales[0] / 2**6
         for _ in range(8):
             (codes,) = self._alone(node)
             saturated = np.mean((codes == -128) | (codes == 127))
@@ -267,6 +291,21 @@ class TfliteWriter:
         options = schema.QuantizeOptionsT() if kind == "QUANTIZE" else None
         return self.node(kind, [source], source.shape, options, **fields)
 
+    def function(self, kind, source, **fields) -> Record:
+        """A function of one element; its options are drawn."""
+        options = None
+        if kind == "LEAKY_RELU":
+            options = schema.LeakyReluOptionsT()
+            slopes = [0.0, 0.01, 0.1, 0.3, 1.0, *self.rng.uniform(-0.5, 2, 3)]
+            options.alpha = float(np.float32(self.rng.choice(slopes)))
+        if kind == "GELU":
+            options = schema.GeluOptionsT()
+            options.approximate = bool(self.rng.random() < 0.5)
+        if kind in FIXED_RESULTS:
+            scale, zero = FIXED_RESULTS[kind]
+            fields |= {"scales": (scale,), "zero_points": (zero,)}
+        return self.node(kind, [source], source.shape, options, **fields)
+
     def softmax(self, source) -> Record:
         options = schema.SoftmaxOptionsT()
         options.beta = float(self.rng.choice([1.0, 0.5, 2.0]))
@@ -381,21 +420,21 @@ def sides(source, kernel, stride, padding, dilation=(1, 1)):
 # The judge ---------------------------------------------------------------------------------------
 
 
-def open_interpreter(model) -> Interpreter:
+def open_interpreter(model, resolver=OpResolverType.BUILTIN_REF) -> Interpreter:
     """The interpreter with the reference kernels; ``model`` is bytes or a path."""
     source = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
     interpreter = Interpreter(
         **source,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_REF,
-        experimental_preserve_all_tensors=True,
+        experimental_op_resolver_type=resolver,
+        experimental_preserve_all_tensors=resolver == OpResolverType.BUILTIN_REF,
     )
     interpreter.allocate_tensors()
     return interpreter
 
 
-def reference(model, inputs) -> list:
+def reference(model, inputs, resolver=OpResolverType.BUILTIN_REF) -> list:
     """The outputs of a model, with batch axis."""
-    interpreter = open_interpreter(model)
+    interpreter = open_interpreter(model, resolver)
     for detail, values in zip(interpreter.get_input_details(), inputs, strict=True):
         interpreter.set_tensor(detail["index"], values)
     interpreter.invoke()

@@ -30,16 +30,21 @@ What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
     Rescale          q_out = clamp(z_out + round((q - z) * s / s_out))
     Multiply         q_out = clamp(z_out + round((q_1 - z_1) (q_2 - z_2) * s_1 * s_2 / s_out))
     Subtract         like Add, with s_1 (q_1 - z_1) - s_2 (q_2 - z_2)
+    Lookup           q_out = codes[q + 128]
     Pad, Concatenate, Interleave, Flatten, Reshape move codes and change none
 
 ``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`). What
 TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP, and
 ``AveragePool2d.division`` ``"codes"`` and ``"mean"``.
 
+An operation with a ``clamp`` may have a :class:`Table` behind it: ``s_out`` and ``z_out`` above are
+then the table's, and its entry for the clamped code is the result.
+
 A :class:`HostOperation` is computed by the host after the accelerator's run. Nothing but other
 host operations and the graph's outputs may read its result.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,6 +68,7 @@ __all__ = [
     "HostOperation",
     "Interleave",
     "Linear",
+    "Lookup",
     "MaxPool2d",
     "Multiply",
     "Operation",
@@ -71,6 +77,7 @@ __all__ = [
     "Reshape",
     "Softmax",
     "Subtract",
+    "Table",
     "Tensor",
     "pool_output_size",
 ]
@@ -123,6 +130,27 @@ class Tensor:
         return (
             f"{kind}{self.name}: {self.dtype}[{size}] scale={self.scale!r} zero={self.zero_point}"
         )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Table:
+    """A function of one code, applied to what an operation computes.
+
+    Parameters
+    ----------
+    codes : int8 array [256]
+        Results for the codes -128 to 127, in this order.
+    scale : float
+    zero_point : int
+        Of the codes that are looked up: what the operation brings its sums to.
+    """
+
+    codes: NDArray[np.int8]
+    scale: float
+    zero_point: int
+
+    def __repr__(self) -> str:
+        return f"Table(scale={self.scale!r}, zero_point={self.zero_point})"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -191,6 +219,8 @@ class Conv2d(Operation):
         Output channel c reads input channels of group ``c // (out / groups)``; as many groups as
         input channels make a depthwise convolution.
     clamp : (low, high), in output codes
+    table : Table or None
+        As in every operation with a clamp: applied last.
     rounding : Rounding
     weight_bits : int
         8, 4 or 2: all weights are numbers of that width in two's complement.
@@ -205,6 +235,7 @@ class Conv2d(Operation):
     dilation: Pair = (1, 1)
     groups: int = 1
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.HALF_EVEN
 
 
@@ -219,6 +250,7 @@ class Linear(Operation):
     weight_scales: NDArray[np.float64]
     bias: NDArray[np.int32] | None = None
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.HALF_EVEN
 
 
@@ -227,6 +259,7 @@ class Add(Operation):
     """Sum of two tensors of one shape, each with its own scale and zero point."""
 
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.HALF_EVEN
 
 
@@ -235,6 +268,7 @@ class Subtract(Operation):
     """The first tensor minus the second; only as TFLite computes it (rounding TWO_STEP)."""
 
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.TWO_STEP
 
 
@@ -243,6 +277,7 @@ class Multiply(Operation):
     """Product, element by element, of two tensors of one shape."""
 
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.HALF_EVEN
 
 
@@ -262,6 +297,7 @@ class MaxPool2d(Operation):
     stride: Pair
     padding: Padding = ((0, 0), (0, 0))
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -290,6 +326,7 @@ class AveragePool2d(Operation):
     padding: Padding = ((0, 0), (0, 0))
     count_include_pad: bool = True
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.HALF_EVEN
     division: Division = "scale"
 
@@ -299,7 +336,21 @@ class Rescale(Operation):
     """The same values in another scale, zero point or clamp: a ReLU or clamp of its own."""
 
     clamp: Pair = INT8_RANGE
+    table: Table | None = None
     rounding: Rounding = Rounding.HALF_EVEN
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lookup(Operation):
+    """Any function of one code.
+
+    Parameters
+    ----------
+    codes : int8 array [256]
+        Results for the codes -128 to 127, in this order.
+    """
+
+    codes: NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -411,6 +462,17 @@ class Graph:
     def by_name(self) -> dict[str, Tensor]:
         """All tensors by name."""
         return {tensor.name: tensor for tensor in self.tensors}
+
+    def scaled(self, operation: Operation) -> Tensor:
+        """An operation's output in the quantization that its sums are brought to.
+
+        That of the output, unless the operation has a table behind it.
+        """
+        output = self.tensor(operation.output)
+        table: Table | None = getattr(operation, "table", None)
+        if table is None:
+            return output
+        return dataclasses.replace(output, scale=table.scale, zero_point=table.zero_point)
 
     def consumers(self, name: str) -> Iterator[Operation]:
         """The operations that read a tensor."""

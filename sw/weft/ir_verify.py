@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weft.ir import (
     Add,
@@ -16,6 +17,7 @@ from weft.ir import (
     HostOperation,
     Interleave,
     Linear,
+    Lookup,
     MaxPool2d,
     Multiply,
     Operation,
@@ -24,6 +26,7 @@ from weft.ir import (
     Reshape,
     Softmax,
     Subtract,
+    Table,
     Tensor,
     pool_output_size,
 )
@@ -96,7 +99,7 @@ def _check_tensor(tensor: Tensor) -> None:
 
 def _check_operation(operation: Operation, graph: Graph) -> None:
     inputs = [graph.tensor(name) for name in operation.inputs]
-    output = graph.tensor(operation.output)
+    output = graph.scaled(operation)
     if isinstance(operation, Concatenate):
         _require(len(inputs) >= 2, f"has {len(inputs)} inputs, not two or more")
     elif isinstance(operation, Interleave):
@@ -109,6 +112,9 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
         _require(output.dtype == "int8", f"gives {output.dtype}, which only the host computes")
     clamp = getattr(operation, "clamp", (-128, 127))
     _require(-128 <= clamp[0] <= clamp[1] <= 127, f"clamp {clamp} is not a range of int8")
+    table = getattr(operation, "table", None)
+    if table is not None:
+        _check_table(table)
     match operation:
         case Conv2d():
             _check_conv(operation, inputs[0], output)
@@ -121,6 +127,9 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
                 _require(operation.rounding == Rounding.TWO_STEP, "rounds TWO_STEP only")
             for tensor in inputs:
                 _require(tensor.shape == output.shape, f"{tensor.name} and {output.name} differ")
+        case Lookup():
+            _check_codes(operation.codes)
+            _require(inputs[0].shape == output.shape, "input and output differ in shape")
         case Rescale():
             _require(inputs[0].shape == output.shape, "input and output differ in shape")
         case Flatten():
@@ -144,6 +153,17 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
             _require(output.dtype == "float32", f"gives {output.dtype}, not float32")
         case _:
             raise _Rule("is of no known kind")
+
+
+def _check_table(table: Table) -> None:
+    _check_codes(table.codes)
+    _require(math.isfinite(table.scale) and table.scale > 0, f"looks up scale {table.scale!r}")
+    _require(-128 <= table.zero_point <= 127, f"looks up zero point {table.zero_point}")
+
+
+def _check_codes(codes: NDArray[np.int8]) -> None:
+    _require(codes.dtype == np.int8, f"a table of {codes.dtype}, not int8")
+    _require(codes.shape == (256,), f"a table of shape {codes.shape}, not (256,)")
 
 
 def _check_same_quantization(first: Tensor, second: Tensor) -> None:

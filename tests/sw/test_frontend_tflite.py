@@ -73,8 +73,8 @@ def wide(writer: TfliteWriter, source: Record, data: np.ndarray) -> Record:
 
 REFUSALS: dict[str, tuple[Callable[[TfliteWriter], Record], str]] = {
     "operator": (
-        lambda w: raw(w, "HARD_SWISH", [image(w)], (1, 6, 6, 4)),
-        r"operator 0 \(HARD_SWISH, computes t1\): weft has no such operator; it knows ADD, ",
+        lambda w: raw(w, "PRELU", [image(w)], (1, 6, 6, 4)),
+        r"operator 0 \(PRELU, computes t1\): weft has no such operator; it knows ABS, ",
     ),
     "float activations": (
         lambda w: raw(w, "RELU", [image(w, kind="float32")], (1, 6, 6, 4)),

@@ -9,7 +9,7 @@ pytest.importorskip("ai_edge_litert", reason='needs pip install "weft[tflite]"')
 
 from ai_edge_litert import schema_py_generated as schema
 
-from tflite_writer import Record, TfliteWriter, reference
+from tflite_writer import FUNCTIONS, OF_POSITIVE_VALUES, Record, TfliteWriter, reference
 from weft.compiler import compile_graph
 from weft.frontends.tflite import graph_from_tflite_bytes
 from weft.session import Session
@@ -125,6 +125,17 @@ def unary(kind: str) -> Build:
     return lambda writer, rng, source: writer.unary(kind, source)
 
 
+def function(kind: str) -> Build:
+    """Behind a sigmoid, whose codes are positive, where the function needs that."""
+
+    def build(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+        if kind in OF_POSITIVE_VALUES:
+            source = writer.function("LOGISTIC", source)
+        return writer.function(kind, source)
+
+    return build
+
+
 def concatenation(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     same = {"scales": source.scales, "zero_points": source.zero_points}
     others = [
@@ -159,10 +170,12 @@ BUILDS: dict[str, Build] = {
     "MUL": elementwise("MUL"),
     "RELU": unary("RELU"),
     "RELU6": unary("RELU6"),
+    "RELU_0_TO_1": unary("RELU_0_TO_1"),
     "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
     "QUANTIZE": unary("QUANTIZE"),
     "CONCATENATION": concatenation,
     "SOFTMAX": softmax,
+    **{kind: function(kind) for kind in FUNCTIONS},
     "DEQUANTIZE": lambda writer, rng, source: writer.dequantize(source),
 }
 
@@ -175,7 +188,7 @@ def test_operator_equals_the_interpreter(name: str, case: int, rng: Random) -> N
     channels = int(rng.choice(CHANNELS))
     if case == 0:
         height = width = 5
-    source = writer.input((1, max(height, 4), max(width, 4), channels))
+    source = writer.input((1, max(height, 5), max(width, 5), channels))
     check(writer, [BUILDS[name](writer, rng, source)], case)
 
 

@@ -2,16 +2,21 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weft.compiler.constants import ConstantImage
 from weft.compiler.kernels import Kernel
 from weft.compiler.layout import PixelLayout, Region
 from weft.compiler.memory_plan import MemoryPlan, Placement
-from weft.compiler.stream import Stream
+from weft.compiler.stream import Access, Space, Stream, reads
 from weft.compiler.tiling import Tiling
-from weft.compiler.transfers import fill_gap, load_box, store_box
-from weft.ir import Graph
+from weft.compiler.transfers import fill_gap, load_box, load_table, store_box
+from weft.ir import INT8_RANGE, Graph, Table
 from weft_hw.config import AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 
 __all__ = ["Context", "LayerTask", "Ring", "TileBox"]
 
@@ -86,9 +91,25 @@ class Context:
         self.weights = Ring(convolutions)
         self.taps = Ring(self.tap_bytes, base=convolutions) if self.tap_bytes else self.weights
         self.parameters = Ring(self.config.parameter_rows)
+        self.tables = Ring(LOOKUP_TABLES * LOOKUP_ENTRIES)
+        self.tables_at: dict[bytes, int] = {}
         self.accumulator_rings = [
             Ring(self.config.accumulator_rows) for _ in range(self.config.accumulator_banks)
         ]
+
+    def table(self, codes: NDArray[np.int8]) -> int:
+        """Address of a lookup table (results for -128 to 127) on chip, after loading it if need be.
+
+        There is room for four; the one that has been there longest makes way.
+        """
+        entries = np.roll(codes, -INT8_RANGE[0]).tobytes()  # the machine's order: 0..127, -128..-1
+        found = self.tables.find(entries)
+        if found is None:
+            if entries not in self.tables_at:
+                self.tables_at[entries] = self.constants.append(entries)
+            found = self.tables.place(entries, LOOKUP_ENTRIES)
+            load_table(self.stream, self.tables_at[entries], found)
+        return found
 
     def accumulators(self, rows: int) -> int:
         """First of some accumulator rows, in the bank whose turn it is.
@@ -213,6 +234,20 @@ class LayerTask:
         for y0, y1 in zip(bounds, bounds[1:], strict=False):
             part = Region(y0, y1, region.x0, region.x1, region.c0, region.c1)
             load_box(self.stream, place.dram, place.chip, part, f"load {name}")
+
+    def lookup(self, codes: NDArray[np.int8] | None = None) -> tuple[dict[str, Any], list[Access]]:
+        """Fields of the VECTOR that writes results, and its access of the table.
+
+        ``codes`` is the layer's table unless given; nothing for a layer without one.
+        """
+        if codes is None:
+            table: Table | None = getattr(self.kernel.operation, "table", None)
+            if table is None:
+                return {}, []
+            codes = table.codes
+        address = self.context.table(codes)
+        access = reads(Space.LOOKUP, (address, address + LOOKUP_ENTRIES))
+        return {"lookup": address // LOOKUP_ENTRIES + 1}, [access]
 
     # Results -----------------------------------------------------------------------------------
 

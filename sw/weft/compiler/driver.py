@@ -15,6 +15,7 @@ from weft.ir import Conv2d, Graph, Linear, Operation
 from weft.passes import (
     CheckLimits,
     FusePadding,
+    FuseTables,
     ImagesOnly,
     NarrowWeights,
     RemoveDead,
@@ -34,6 +35,7 @@ PASSES = (
     ImagesOnly(),
     RemoveDead(),
     FusePadding(),
+    FuseTables(),
     SplitGroups(),
     NarrowWeights(),
     CheckLimits(),
@@ -144,7 +146,7 @@ def _encode(
     layers = [
         Layer(
             name=kernel.operation.name,
-            op=told[kernel.operation.name][0],
+            op=told[kernel.operation.name][0] + _behind(kernel.operation),
             source=kernel.operation.source,
             macs=told[kernel.operation.name][1],
             first=first,
@@ -153,6 +155,11 @@ def _encode(
         for kernel, first, end in zip(kernels, firsts, ends, strict=True)
     ]
     return bytes(code), tuple(layers), tuple(symbols)
+
+
+def _behind(operation: Operation) -> str:
+    """What a layer's kind says of the table behind it."""
+    return " + Lookup" if getattr(operation, "table", None) is not None else ""
 
 
 def _ports(

@@ -13,6 +13,7 @@ from weft.ir import (
     Conv2d,
     Graph,
     Interleave,
+    Lookup,
     MaxPool2d,
     Multiply,
     Operation,
@@ -100,7 +101,7 @@ class Kernel:
             case Concatenate():
                 widest = max(graph.tensor(name).shape[2] for name in operation.inputs)
                 return cls(operation, config, (height, width, widest), result)
-            case Add() | Subtract() | Multiply() | Rescale() | Interleave():
+            case Add() | Subtract() | Multiply() | Rescale() | Lookup() | Interleave():
                 return cls(operation, config, source, result)
             case _:
                 raise TypeError(f"{operation.kind} was to be rewritten by a pass")

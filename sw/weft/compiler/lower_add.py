@@ -67,7 +67,7 @@ class _AddTile:
     def __post_init__(self) -> None:
         graph = self.task.context.graph
         self.inputs = [graph.tensor(name) for name in self.operation.inputs]
-        self.result = graph.tensor(self.operation.output)
+        self.result = graph.scaled(self.operation)
         self.counts = (self.tile.channels, 1, self.tile.rows, self.tile.columns, 1, 1)
 
     def emit(self) -> None:
@@ -161,6 +161,7 @@ class _AddTile:
     def _emit_result(self, fields: dict[str, Any], ratio: float, accesses: list[Access]) -> None:
         multiplier, exponent = multiplier_of(ratio, self.operation.name)
         output = self.task.output_region(self.tile)
+        lookup, table = self.task.lookup()
         self.task.stream.emit(
             Vector(
                 **fields,
@@ -171,10 +172,12 @@ class _AddTile:
                 zero_point=self.result.zero_point,
                 clamp_low=self.operation.clamp[0],
                 clamp_high=self.operation.clamp[1],
+                **lookup,
                 **result_fields(self.target, output, self.counts, self.task.config),
             ),
             "add",
             *accesses,
+            *table,
             writes(Space.ACTIVATION, self.target.span(output)),
         )
 

@@ -160,6 +160,6 @@ class _Convolution(WeightedLayer):
             instruction,
             "requantize",
             reads(Space.ACCUMULATOR, (bank, bank + pixels)),
-            parameters,
+            *parameters,
             writes(Space.ACTIVATION, layout.span(region)),
         )

@@ -40,7 +40,7 @@ class _Depthwise(WeightedLayer):
             window = window_fields(task, tile, whole, layout, region)
             counts = window["counts"]
             accesses = [
-                parameters,
+                *parameters,
                 reads(Space.WEIGHT, (weights, weights + tile.channels * taps_y * taps_x * lanes)),
                 writes(Space.ACTIVATION, target.span(output)),
             ]

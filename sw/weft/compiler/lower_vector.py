@@ -1,8 +1,11 @@
-"""Pooling, rescaling and products: operations that VECTOR computes alone, in one pass."""
+"""Pooling, rescaling, tables and products: operations that VECTOR computes alone, in one pass."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from weft.compiler.constants import multiplier_of
 from weft.compiler.context import LayerTask, TileBox
@@ -19,7 +22,7 @@ from weft.compiler.vectors import (
     vector_read,
     window_fields,
 )
-from weft.ir import AveragePool2d, MaxPool2d, Multiply, Rescale, Tensor
+from weft.ir import INT8_RANGE, AveragePool2d, Lookup, MaxPool2d, Multiply, Rescale, Tensor
 from weft_hw.instructions import (
     Head,
     Memory,
@@ -30,7 +33,7 @@ from weft_hw.instructions import (
     Vector,
 )
 
-__all__ = ["lower_multiply", "lower_pool", "lower_rescale"]
+__all__ = ["lower_lookup", "lower_multiply", "lower_pool", "lower_rescale"]
 
 MULTIPLIER_BITS = 31
 
@@ -42,11 +45,41 @@ def lower_rescale(task: LayerTask) -> None:
     operation = task.kernel.operation
     assert isinstance(operation, Rescale)
     graph = task.context.graph
-    source, result = graph.tensor(operation.inputs[0]), graph.tensor(operation.output)
+    source, result = graph.tensor(operation.inputs[0]), graph.scaled(operation)
     multiplier, exponent = multiplier_of(source.scale / result.scale, operation.name)
+    fields = {
+        "a_zero_point": source.zero_point,
+        "scale_source": ScaleSource.INSTRUCTION,
+        "multiplier": multiplier,
+        "exponent": exponent,
+        "rounding": operation.rounding,
+        "zero_point": result.zero_point,
+        "clamp_low": operation.clamp[0],
+        "clamp_high": operation.clamp[1],
+    }
+    _element_by_element(task, "rescale", fields)
+
+
+def lower_lookup(task: LayerTask) -> None:
+    """Emit a function of one code: one VECTOR a tile, which looks every code up."""
+    operation = task.kernel.operation
+    assert isinstance(operation, Lookup)
+    fields = {
+        "scale_source": ScaleSource.NONE,
+        "clamp_low": INT8_RANGE[0],
+        "clamp_high": INT8_RANGE[1],
+    }
+    _element_by_element(task, "look up", fields, operation.codes)
+
+
+def _element_by_element(
+    task: LayerTask, purpose: str, fields: dict[str, Any], codes: NDArray[np.int8] | None = None
+) -> None:
+    """One VECTOR a tile with the given fields, through a table if there is one."""
     for tile in task.tiles():
         region = tile_source(task, tile, task.kernel.whole)
         layout = task.operand(0, region)
+        lookup, table = task.lookup(codes)
         target = task.destination(tile)
         counts = (tile.channels, 1, tile.rows, tile.columns, 1, 1)
         output = task.output_region(tile)
@@ -56,18 +89,13 @@ def lower_rescale(task: LayerTask) -> None:
                 a_source=OperandSource.ACTIVATION,
                 a_address=layout.at(tile.y, tile.x, region.c0),
                 a_strides=pixel_strides(layout, counts, task.config),
-                a_zero_point=source.zero_point,
-                scale_source=ScaleSource.INSTRUCTION,
-                multiplier=multiplier,
-                exponent=exponent,
-                rounding=operation.rounding,
-                zero_point=result.zero_point,
-                clamp_low=operation.clamp[0],
-                clamp_high=operation.clamp[1],
+                **fields,
+                **lookup,
                 **result_fields(target, output, counts, task.config),
             ),
-            "rescale",
+            purpose,
             vector_read(task, tile, layout, region),
+            *table,
             writes(Space.ACTIVATION, target.span(output)),
         )
         task.finish(tile, target)
@@ -79,12 +107,13 @@ def lower_multiply(task: LayerTask) -> None:
     assert isinstance(operation, Multiply)
     graph = task.context.graph
     first, second = (graph.tensor(name) for name in operation.inputs)
-    result = graph.tensor(operation.output)
+    result = graph.scaled(operation)
     ratio = first.scale * second.scale / result.scale
     multiplier, exponent = multiplier_of(ratio, operation.name)
     for tile in task.tiles():
         region = tile_source(task, tile, task.kernel.whole)
         layouts = [task.operand(position, region) for position in range(2)]
+        lookup, table = task.lookup()
         target = task.destination(tile)
         counts = (tile.channels, 1, tile.rows, tile.columns, 1, 1)
         output = task.output_region(tile)
@@ -107,9 +136,11 @@ def lower_multiply(task: LayerTask) -> None:
                 zero_point=result.zero_point,
                 clamp_low=operation.clamp[0],
                 clamp_high=operation.clamp[1],
+                **lookup,
                 **result_fields(target, output, counts, task.config),
             ),
             "multiply elements",
+            *table,
             *(vector_read(task, tile, layout, region) for layout in layouts),
             writes(Space.ACTIVATION, target.span(output)),
         )
@@ -173,7 +204,7 @@ class _Pool:
         self.kernel: Kernel = task.kernel
         graph = task.context.graph
         self.source = graph.tensor(operation.inputs[0])
-        self.result = graph.tensor(operation.output)
+        self.result = graph.scaled(operation)
         centred = self.average is not None and self.average.division != "codes"
         self.zero_point = self.source.zero_point if centred else 0
         self.head = Head.SUM if self.average else Head.MAXIMUM
@@ -259,10 +290,12 @@ class _Pool:
                 **_division(self.average, elements, self.source, self.result),
             }
         output = self.task.output_region(part)
+        lookup, table = self.task.lookup()
         self.task.stream.emit(
             Vector(
                 **fields,
                 **scaling,
+                **lookup,
                 head=self.head,
                 clamp_low=self.operation.clamp[0],
                 clamp_high=self.operation.clamp[1],
@@ -270,6 +303,7 @@ class _Pool:
             ),
             "pool",
             read,
+            *table,
             writes(Space.ACTIVATION, target.span(output)),
         )
 

@@ -10,7 +10,7 @@ from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
 from weft.compiler.lower_copy import lower_concatenate, lower_interleave, lower_pad
 from weft.compiler.lower_depthwise import lower_depthwise
-from weft.compiler.lower_vector import lower_multiply, lower_pool, lower_rescale
+from weft.compiler.lower_vector import lower_lookup, lower_multiply, lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan
 from weft.compiler.tiling import Tiling
 from weft.ir import (
@@ -20,6 +20,7 @@ from weft.ir import (
     Conv2d,
     Graph,
     Interleave,
+    Lookup,
     MaxPool2d,
     Multiply,
     Pad,
@@ -70,6 +71,8 @@ def lower(
                 lower_concatenate(task)
             case Interleave():
                 lower_interleave(task)
+            case Lookup():
+                lower_lookup(task)
             case Rescale():
                 lower_rescale(task)
     return context

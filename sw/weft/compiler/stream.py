@@ -16,6 +16,7 @@ class Space(enum.Enum):
     WEIGHT = "weight"
     PARAMETER = "parameter"
     ACCUMULATOR = "accumulator"
+    LOOKUP = "lookup"
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,18 @@ from typing import TypeVar
 from weft.compiler.layout import PixelLayout, Region
 from weft.compiler.stream import Space, Stream, reads, writes
 from weft_hw.config import AcceleratorConfig
+from weft_hw.instruction_values import LOOKUP_ENTRIES
 from weft_hw.instructions import COUNT_BITS, STRIDE_BITS, Load, Memory, Store
 
-__all__ = ["fill_gap", "fill_weights", "load_box", "load_parameters", "load_weights", "store_box"]
+__all__ = [
+    "fill_gap",
+    "fill_weights",
+    "load_box",
+    "load_parameters",
+    "load_table",
+    "load_weights",
+    "store_box",
+]
 
 LONGEST_RUN = (1 << STRIDE_BITS) - 1
 MOST_TRIPS = (1 << COUNT_BITS) - 1
@@ -84,17 +93,36 @@ def fill_gap(stream: Stream, chip: PixelLayout, value: int, purpose: str) -> Non
 
 def load_weights(stream: Stream, dram_address: int, address: int, size: int) -> None:
     """Copy weight tiles to the weight scratchpad."""
+    _load_run(stream, Memory.WEIGHT, Space.WEIGHT, dram_address, address, size, "load weights")
+
+
+def load_table(stream: Stream, dram_address: int, address: int) -> None:
+    """Copy a lookup table to its place."""
+    _load_run(
+        stream, Memory.LOOKUP, Space.LOOKUP, dram_address, address, LOOKUP_ENTRIES, "load table"
+    )
+
+
+def _load_run(
+    stream: Stream,
+    memory: Memory,
+    space: Space,
+    dram_address: int,
+    address: int,
+    size: int,
+    purpose: str,
+) -> None:
     stream.emit(
         Load(
             dram_address=dram_address,
             address=address,
             run_bytes=size,
-            memory=Memory.WEIGHT,
+            memory=memory,
             extent=1,
         ),
-        "load weights",
+        purpose,
         reads(Space.DRAM, (dram_address, dram_address + size)),
-        writes(Space.WEIGHT, (address, address + size)),
+        writes(space, (address, address + size)),
     )
 
 

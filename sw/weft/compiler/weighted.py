@@ -29,7 +29,7 @@ class WeightedLayer:
         self.config = task.config
         graph = task.context.graph
         self.source = graph.tensor(operation.inputs[0])
-        self.result = graph.tensor(operation.output)
+        self.result = graph.scaled(operation)
 
     def place_constants(self, blocks: dict[Block, bytes]) -> None:
         """Weights in the order of their use, one contiguous run a block, and parameter rows."""
@@ -64,9 +64,10 @@ class WeightedLayer:
             load_parameters(self.task.stream, address, found, tile.channels, self.config)
         return found
 
-    def scaling(self, tile: TileBox) -> tuple[dict[str, Any], Access]:
-        """Fields that bring a tile's sums back to 8 bits, and the access of the parameters."""
+    def scaling(self, tile: TileBox) -> tuple[dict[str, Any], list[Access]]:
+        """Fields that bring a tile's sums back to 8 bits; accesses of parameters and table."""
         row = self.parameters(tile)
+        lookup, table = self.task.lookup()
         fields = {
             "use_bias": 1,
             "scale_source": ScaleSource.PARAMETER,
@@ -76,5 +77,6 @@ class WeightedLayer:
             "zero_point": self.result.zero_point,
             "clamp_low": self.operation.clamp[0],
             "clamp_high": self.operation.clamp[1],
+            **lookup,
         }
-        return fields, reads(Space.PARAMETER, (row, row + tile.channels))
+        return fields, [reads(Space.PARAMETER, (row, row + tile.channels)), *table]

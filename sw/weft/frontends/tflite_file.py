@@ -41,6 +41,8 @@ _OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "SUB": ("SubOptions", _FUSED),
     "MUL": ("MulOptions", _FUSED),
     "CONCATENATION": ("ConcatenationOptions", (*_FUSED, "Axis")),
+    "GELU": ("GeluOptions", ("Approximate",)),
+    "LEAKY_RELU": ("LeakyReluOptions", ("Alpha",)),
     "SOFTMAX": ("SoftmaxOptions", ("Beta",)),
 }
 """Class of an operator's options in the schema, and those that weft reads."""

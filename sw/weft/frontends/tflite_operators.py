@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from weft.frontends.tflite_file import TfliteOperator, TfliteTensor
+from weft.frontends.tflite_functions import element_function
 from weft.frontends.tflite_layers import (
     conv_2d,
     depthwise_conv_2d,
@@ -19,6 +20,7 @@ from weft.frontends.tflite_layers import (
     transpose_conv,
 )
 from weft.frontends.tflite_pieces import (
+    ACTIVATION_BOUNDS,
     Importer,
     clamp_of,
     fused_clamp,
@@ -117,12 +119,12 @@ def _broadcast(importer: Importer, position: int, output: Tensor) -> Tensor:
     return tensor
 
 
-def _relu(name: str) -> Callable[[Importer, TfliteOperator], None]:
+def _relu(bounds: tuple[float, float]) -> Callable[[Importer, TfliteOperator], None]:
     def rule(importer: Importer, operator: TfliteOperator) -> None:
         importer.expect((1,))
         source, output = importer.activation(0), importer.result()
         require_shape(importer, output, source.shape)
-        clamp = clamp_of(importer, name, output)
+        clamp = clamp_of(bounds, output)
         importer.emit(Rescale, (source,), output, clamp=clamp, rounding=Rounding.TWO_STEP)
 
     return rule
@@ -277,36 +279,49 @@ def _dequantize(importer: Importer, operator: TfliteOperator) -> None:
 
 
 RULES: dict[str, Rule] = {
+    "ABS": Rule(element_function, "any scales"),
     "ADD": Rule(_elementwise(Add), "equal shapes, or a constant that is broadcast"),
     "AVERAGE_POOL_2D": Rule(_pool(AveragePool2d), "any window"),
     "CONCATENATION": Rule(_concatenation, "channels, equal scales and zero points"),
     "CONV_2D": Rule(conv_2d, "int8 and int4 weights, stride, dilation, groups"),
     "DEPTHWISE_CONV_2D": Rule(depthwise_conv_2d, "int8 and int4 weights, any depth multiplier"),
     "DEQUANTIZE": Rule(_dequantize, "int8 to float32, in front of an output", Place.HOST),
+    "ELU": Rule(element_function, "any scales, as TFLite's optimized kernel (there is no other)"),
+    "EXP": Rule(element_function, "any scales"),
     "EXPAND_DIMS": Rule(_reshape, "as RESHAPE", Place.COMPILER),
     "FULLY_CONNECTED": Rule(
         fully_connected, "int8 and int4 weights, one product a sample, or one a pixel"
     ),
+    "GELU": Rule(element_function, "any scales, exact and approximate"),
+    "HARD_SWISH": Rule(element_function, "input scale less than 128 times the output's"),
+    "LEAKY_RELU": Rule(element_function, "any scales"),
+    "LOG": Rule(element_function, "input of zero point -128"),
+    "LOGISTIC": Rule(element_function, "any input scale"),
     "MAX_POOL_2D": Rule(_pool(MaxPool2d), "any window"),
     "MEAN": Rule(_mean, "over height and width"),
     "MUL": Rule(_elementwise(Multiply), "equal shapes, or a constant that is broadcast"),
+    "NEG": Rule(element_function, "of codes: -q modulo 256, as TFLite computes it"),
     "PACK": Rule(_shape_arithmetic, "of shapes", Place.COMPILER),
     "PAD": Rule(_pad, "height and width"),
     "PADV2": Rule(_pad, "height and width, with the zero point"),
     "QUANTIZE": Rule(_quantize, "int8 to int8; float32 inputs of the model on the host"),
-    "RELU": Rule(_relu("RELU"), "any scales"),
-    "RELU6": Rule(_relu("RELU6"), "any scales"),
-    "RELU_N1_TO_1": Rule(_relu("RELU_N1_TO_1"), "any scales"),
+    "RELU": Rule(_relu(ACTIVATION_BOUNDS["RELU"]), "any scales"),
+    "RELU6": Rule(_relu(ACTIVATION_BOUNDS["RELU6"]), "any scales"),
+    "RELU_N1_TO_1": Rule(_relu(ACTIVATION_BOUNDS["RELU_N1_TO_1"]), "any scales"),
+    "RELU_0_TO_1": Rule(_relu((0.0, 1.0)), "any scales"),
     "RESHAPE": Rule(
         _reshape,
         "images to vectors; vectors of one pixel and inputs to images",
         Place.COMPILER,
     ),
+    "RSQRT": Rule(element_function, "input of zero point -128"),
     "SHAPE": Rule(_shape_arithmetic, "in front of a RESHAPE", Place.COMPILER),
     "SOFTMAX": Rule(_softmax, "over channels of a vector, in front of an output", Place.HOST),
+    "SQRT": Rule(element_function, "input of zero point -128"),
     "SQUEEZE": Rule(_reshape, "as RESHAPE", Place.COMPILER),
     "STRIDED_SLICE": Rule(_shape_arithmetic, "of shapes", Place.COMPILER),
     "SUB": Rule(_elementwise(Subtract), "equal shapes, or a constant that is broadcast"),
+    "TANH": Rule(element_function, "any input scale"),
     "TRANSPOSE_CONV": Rule(transpose_conv, "int8 weights"),
 }
 """By the operator's name in the schema."""

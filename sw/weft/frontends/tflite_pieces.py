@@ -10,6 +10,7 @@ from weft.frontends.tflite_file import TfliteTensor
 from weft.ir import INT8_RANGE, Tensor
 
 __all__ = [
+    "ACTIVATION_BOUNDS",
     "Importer",
     "bias_of",
     "clamp_of",
@@ -34,13 +35,9 @@ ACTIVATION_BOUNDS: dict[str, tuple[float, float]] = {
 }
 
 
-def clamp_of(importer: Importer, name: str, output: Tensor) -> tuple[int, int]:
-    """Bounds of a fused activation, in output codes."""
-    if name not in ACTIVATION_BOUNDS:
-        importer.refuse(
-            f"has the fused activation {name}; weft takes {', '.join(ACTIVATION_BOUNDS)}"
-        )
-    low, high = (_code(bound, output) for bound in ACTIVATION_BOUNDS[name])
+def clamp_of(bounds: tuple[float, float], output: Tensor) -> tuple[int, int]:
+    """Real bounds in output codes."""
+    low, high = (_code(bound, output) for bound in bounds)
     return max(low, INT8_RANGE[0]), min(high, INT8_RANGE[1])
 
 
@@ -54,7 +51,13 @@ def _code(bound: float, output: Tensor) -> int:
 
 
 def fused_clamp(importer: Importer, output: Tensor) -> tuple[int, int]:
-    return clamp_of(importer, importer.option("FusedActivationFunction", "NONE"), output)
+    """Bounds of the operator's fused activation, in output codes."""
+    name = importer.option("FusedActivationFunction", "NONE")
+    if name not in ACTIVATION_BOUNDS:
+        importer.refuse(
+            f"has the fused activation {name}; weft takes {', '.join(ACTIVATION_BOUNDS)}"
+        )
+    return clamp_of(ACTIVATION_BOUNDS[name], output)
 
 
 def window_padding(

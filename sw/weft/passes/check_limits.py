@@ -87,13 +87,13 @@ def _check(operation: Operation, graph: Graph) -> None:
             sums = sums + np.abs(operation.bias.astype(np.int64))
         if sums.max() > LARGEST_SUM:
             refuse(f"the sum of channel {int(sums.argmax())} could leave 32 bits")
-        source, result = (graph.tensor(operation.inputs[0]), graph.tensor(operation.output))
+        source, result = graph.tensor(operation.inputs[0]), graph.scaled(operation)
         ratios = source.scale * operation.weight_scales / result.scale
         _check_shift(operation, sums * _left_shift(ratios), refuse)
     if isinstance(operation, Rescale | Multiply):
         tensors = [graph.tensor(name) for name in operation.inputs]
         largest = math.prod(max(127 - each.zero_point, each.zero_point + 128) for each in tensors)
-        ratio = math.prod(each.scale for each in tensors) / graph.tensor(operation.output).scale
+        ratio = math.prod(each.scale for each in tensors) / graph.scaled(operation).scale
         _check_shift(operation, largest * _left_shift(np.array([ratio])), refuse)
     if isinstance(operation, Conv2d | MaxPool2d | AveragePool2d):
         if max(operation.stride) > LARGEST_STEP:
