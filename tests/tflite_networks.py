@@ -27,7 +27,8 @@ def lively(record: Record) -> bool:
 
 
 class _Network:
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, most_elements: int) -> None:
+        self.most_elements = most_elements
         self.rng = rng
         self.writer = TfliteWriter(rng, weight_bits=int(rng.choice([8, 8, 4, 2])))
         self.images: list[Record] = []
@@ -54,7 +55,30 @@ class _Network:
         fields = {"scales": target.scales, "zero_points": target.zero_points}
         return self.writer.unary("QUANTIZE", source, **fields)
 
-    def image_layer(self) -> Record | None:
+    def parts(self, source: Record) -> list[Record]:
+        """Rows, columns or channels (all that a vector has), cut in two or three."""
+        rng = self.rng
+        axis = int(rng.integers(1, len(source.shape)))
+        size = source.shape[axis]
+        if rng.random() < 0.5:
+            counts = [each for each in (2, 3, 1) if size % each == 0]
+            return self.writer.split(source, axis, counts[0])
+        cut = int(rng.integers(1, max(size, 2)))
+        return self.writer.split(source, axis, [cut, -1] if cut < size else [size])
+
+    def box(self, source: Record) -> Record:
+        """Most of a tensor."""
+        rng = self.rng
+        first = [0, *(int(rng.integers(0, (size + 3) // 4)) for size in source.shape[1:])]
+        if rng.random() < 0.5:
+            return self.writer.slice(source, first, [-1] * len(first))
+        steps = [1] * len(first)
+        if len(first) == 4:
+            steps[1:3] = self.pair(1, 3)
+        slices = [slice(begin, None, step) for begin, step in zip(first, steps, strict=True)]
+        return self.writer.strided_slice(source, slices)
+
+    def image_layer(self) -> Record | list[Record] | None:
         writer, rng = self.writer, self.rng
         source = self.some(self.images)
         channels = source.shape[3]
@@ -103,10 +127,20 @@ class _Network:
             case "ADD" | "SUB" | "MUL":
                 other = partners[rng.integers(len(partners))]
                 return writer.elementwise(kind, source, other)
+            case _:
+                return self.of_one(kind, source)
+
+    def of_one(self, kind: str, source: Record) -> Record | list[Record] | None:
+        """What an image and a vector may go through alike."""
+        match kind:
             case "function":
                 return self.function(source)
+            case "parts":
+                return self.parts(source)
+            case "box":
+                return self.box(source)
             case _:
-                return writer.unary(kind, source)
+                return self.writer.unary(kind, source)
 
     def function(self, source: Record) -> Record | None:
         """A function of one element; of positive values, if it must be, by a sigmoid before."""
@@ -117,7 +151,7 @@ class _Network:
                 return None
         return self.writer.function(kind, source)
 
-    def vector_layer(self) -> Record | None:
+    def vector_layer(self) -> Record | list[Record] | None:
         writer, rng = self.writer, self.rng
         source = self.some(self.vectors)
         kind = str(rng.choice(VECTOR_LAYERS))
@@ -128,10 +162,8 @@ class _Network:
             case "concatenate":
                 other = self.some(self.vectors)
                 return writer.concatenate(source, self.like(other, source))
-            case "RELU":
-                return writer.unary(kind, source)
-            case "function":
-                return self.function(source)
+            case "RELU" | "function" | "parts" | "box":
+                return self.of_one(kind, source)
             case _:
                 return writer.elementwise(kind, source, partners[rng.integers(len(partners))])
 
@@ -165,8 +197,11 @@ class _Network:
         for _ in range(TRIES * layers):
             before = len(writer.records), len(writer.nodes)
             made = make()
-            if made is not None and lively(made) and made.values.size <= MOST_ELEMENTS:
-                known.append(made)
+            new = made if isinstance(made, list) else [made]
+            if made is not None and all(
+                lively(each) and each.values.size <= self.most_elements for each in new
+            ):
+                known.extend(new)
                 added += 1
             else:
                 del writer.records[before[0] :], writer.nodes[before[1] :]
@@ -188,20 +223,33 @@ IMAGE_LAYERS = (
     ),
     *("pool", "pad", "concatenate", "constant", "ADD", "ADD", "SUB", "MUL"),
     *("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "QUANTIZE"),
-    *("function", "function", "function", "function"),
+    *("function", "function", "function", "function", "parts", "box"),
 )
 
 VECTOR_LAYERS = (
     *("dense", "dense", "ADD", "MUL", "SUB", "concatenate", "RELU", "function", "function"),
+    *("parts", "box"),
 )
 
 
-def random_network(rng: np.random.Generator) -> tuple[TfliteWriter, list[Record]]:
-    """A network of 3 to 12 layers, with its inputs' values, and its outputs."""
-    network = _Network(rng)
+def random_network(
+    rng: np.random.Generator, small: bool = False
+) -> tuple[TfliteWriter, list[Record]]:
+    """A network of 3 to 12 layers, with its inputs' values, and its outputs.
+
+    A small one has up to 7 layers, images of up to 7x7 pixels, and a quarter as many elements.
+    """
+    while True:
+        writer, outputs = _draw(rng, small)
+        if len(writer.nodes) >= 3:  # else too few lively layers were found
+            return writer, outputs
+
+
+def _draw(rng: np.random.Generator, small: bool) -> tuple[TfliteWriter, list[Record]]:
+    network = _Network(rng, MOST_ELEMENTS // 4 if small else MOST_ELEMENTS)
     writer = network.writer
-    layers = int(rng.integers(3, 13))
-    shape = (1, *network.pair(3, 16), int(rng.choice([1, 3, 4, 8, 16, 19])))
+    layers = int(rng.integers(3, 8 if small else 13))
+    shape = (1, *network.pair(3, 8 if small else 16), int(rng.choice([1, 3, 4, 8, 16, 19])))
     if rng.random() < 0.2:  # as a vector that the network makes an image
         network.images.append(writer.reshape(writer.input((1, int(np.prod(shape)))), shape))
     else:

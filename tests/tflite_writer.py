@@ -281,6 +281,54 @@ class TfliteWriter:
         shape = (*sources[0].shape[:-1], channels)
         return self.node("CONCATENATION", sources, shape, options, like=sources[0])
 
+    def slice(self, source, first, sizes) -> Record:
+        """A box; the tables begin with the batch axis, a size of -1 takes the rest."""
+        tables = [self.constant(np.array(table, np.int32)) for table in (first, sizes)]
+        shape = [
+            whole - begin if size < 0 else size
+            for whole, begin, size in zip(source.shape, first, sizes, strict=True)
+        ]
+        return self.node("SLICE", [source, *tables], shape, schema.SliceOptionsT(), like=source)
+
+    def strided_slice(self, source, slices, shrink=()) -> Record:
+        """As ``source[slices]`` of an array; single elements of the axes in ``shrink``."""
+        tables = np.array([(each.start or 0, each.stop or 0, each.step or 1) for each in slices])
+        options = schema.StridedSliceOptionsT()
+        for axis, each in enumerate(slices):
+            options.beginMask |= (each.start is None) << axis
+            options.endMask |= (each.stop is None) << axis
+            options.shrinkAxisMask |= (axis in shrink) << axis
+        inputs = [source, *(self.constant(table.astype(np.int32)) for table in tables.T)]
+        values = source.values[tuple(slices)]
+        shape = [size for axis, size in enumerate(values.shape) if axis not in shrink]
+        return self.node("STRIDED_SLICE", inputs, shape, options, like=source)
+
+    def split(self, source, axis, sizes) -> list[Record]:
+        """Parts along an axis; by SPLIT where ``sizes`` is a number of equal parts."""
+        where = self.constant(np.array(axis, np.int32))
+        if isinstance(sizes, int):
+            options = schema.SplitOptionsT()
+            options.numSplits = count = sizes
+            inputs, kind = [where, source], "SPLIT"
+            sizes = [source.shape[axis] // count] * count
+        else:
+            options = schema.SplitVOptionsT()
+            options.numSplits = len(sizes)
+            table = self.constant(np.array(sizes, np.int32))
+            inputs, kind = [source, table, where], "SPLIT_V"
+            known = sum(size for size in sizes if size >= 0)
+            sizes = [source.shape[axis] - known if size < 0 else size for size in sizes]
+        fields = {"scales": source.scales, "zero_points": source.zero_points}
+        outputs = []
+        for size in sizes:
+            shape = list(source.shape)
+            shape[axis] = size
+            outputs.append(self.record(shape, **fields))
+        self.nodes.append(Node(kind, inputs, outputs, options))
+        for output, values in zip(outputs, self._alone(self.nodes[-1]), strict=True):
+            output.values = values
+        return outputs
+
     def reshape(self, source, shape) -> Record:
         target = self.constant(np.array(shape, np.int32))
         options = schema.ReshapeOptionsT()

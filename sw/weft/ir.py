@@ -31,7 +31,7 @@ What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
     Multiply         q_out = clamp(z_out + round((q_1 - z_1) (q_2 - z_2) * s_1 * s_2 / s_out))
     Subtract         like Add, with s_1 (q_1 - z_1) - s_2 (q_2 - z_2)
     Lookup           q_out = codes[q + 128]
-    Pad, Concatenate, Interleave, Flatten, Reshape move codes and change none
+    Pad, Concatenate, Interleave, Slice, Flatten, Reshape move codes and change none
 
 ``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`). What
 TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP, and
@@ -75,6 +75,7 @@ __all__ = [
     "Pad",
     "Rescale",
     "Reshape",
+    "Slice",
     "Softmax",
     "Subtract",
     "Table",
@@ -386,6 +387,22 @@ class Pad(Operation):
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Concatenate(Operation):
     """Two or more images (or vectors) behind one another in their channels, of one quantization."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Slice(Operation):
+    """A box of a tensor, or every ``step``-th row and column of it.
+
+    Parameters
+    ----------
+    start : tuple of int
+        First element, one number an axis; the output's shape says how many there are.
+    step : tuple of int
+        One an axis, positive; that of the channels is 1.
+    """
+
+    start: tuple[int, ...]
+    step: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -24,6 +24,7 @@ from weft.ir import (
     Pad,
     Rescale,
     Reshape,
+    Slice,
     Softmax,
     Subtract,
     Table,
@@ -145,6 +146,8 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
             _check_concatenate(inputs, output)
         case Interleave():
             _check_interleave(operation, inputs, output)
+        case Slice():
+            _check_slice(operation, inputs[0], output)
         case Softmax():
             _require(inputs[0].shape == output.shape, "input and output differ in shape")
             _require((output.scale, output.zero_point) == (1 / 256, -128), "gives another scale")
@@ -198,6 +201,22 @@ def _check_interleave(operation: Interleave, inputs: list[Tensor], output: Tenso
         expected = (-(-(height - y) // stride_y), -(-(width - x) // stride_x), channels)
         _require(tensor.shape == expected, f"input {number} must be {expected}")
         _check_same_quantization(tensor, output)
+
+
+def _check_slice(operation: Slice, source: Tensor, output: Tensor) -> None:
+    axes = len(source.shape)
+    given = (len(operation.start), len(operation.step), len(output.shape))
+    _require(given == (axes,) * 3, f"start, step and output have {given} axes, not {axes}")
+    _require(operation.step[-1] == 1, "takes neighbouring channels only")
+    for axis, (first, step, count) in enumerate(
+        zip(operation.start, operation.step, output.shape, strict=True)
+    ):
+        _require(step >= 1, f"step {operation.step} must be positive")
+        _require(
+            0 <= first and first + (count - 1) * step < source.shape[axis],
+            f"axis {axis} of {source.name} ends before element {first + (count - 1) * step}",
+        )
+    _check_same_quantization(source, output)
 
 
 def _check_weights(operation: Conv2d | Linear, channels: int) -> None:

@@ -1,4 +1,4 @@
-"""100 random .tflite networks, every tensor equal to the interpreter's."""
+"""Random .tflite networks: 100 of them with every tensor equal to the interpreter's, 20 on RTL."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("ai_edge_litert", reason='needs pip install "weft[tflite]"')
 
 from tflite_networks import random_network
-from tflite_writer import interpreter_tensors, open_interpreter
+from tflite_writer import interpreter_tensors, open_interpreter, reference
 from weft.compiler import compile_graph
 from weft.frontends.tflite import graph_from_tflite_bytes
 from weft.session import Session
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.tflite
 
 CONFIGS = ("base16", "edge8", "flex16")
 NETWORKS = 100
+ON_RTL = 20
 
 
 @pytest.mark.parametrize("case", range(NETWORKS))
@@ -42,3 +43,19 @@ def test_random_network(case: int, rng: np.random.Generator) -> None:
         for name, values in made.items():
             assert values.dtype == expected[name].dtype
             np.testing.assert_array_equal(values, expected[name], err_msg=f"{name}\n{graph!r}")
+
+
+@pytest.mark.rtl
+@pytest.mark.parametrize("case", range(ON_RTL))
+def test_small_network_on_rtl(case: int, rng: np.random.Generator) -> None:
+    """As compiled for its outputs, tables behind other layers included."""
+    writer, outputs = random_network(rng, small=True)
+    data = writer.model(*outputs)
+    inputs = [record.values for record in writer.inputs]
+    program = compile_graph(graph_from_tflite_bytes(data, name=f"rtl{case}"), PRESETS["base16"])
+    with Session(program, engine="rtl") as session:
+        made = session.run(tuple(inputs) if len(inputs) > 1 else inputs[0])
+        assert session.report["cycles"] > 0
+    made = list(made.values()) if isinstance(made, dict) else [made]
+    for one, other in zip(reference(data, inputs), made, strict=True):
+        np.testing.assert_array_equal(other, one)

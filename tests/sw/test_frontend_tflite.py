@@ -30,6 +30,20 @@ def raw(writer: TfliteWriter, operator: str, inputs, shape, options=None, **fiel
     return output
 
 
+def tables(writer: TfliteWriter, *values) -> list[Record]:
+    return [writer.constant(np.array(each, np.int32)) for each in values]
+
+
+def strided(writer: TfliteWriter, shape, steps=(1, 1, 1, 1), **options) -> Record:
+    """The whole image through a STRIDED_SLICE with something wrong."""
+    made = schema.StridedSliceOptionsT()
+    made.beginMask = made.endMask = 15
+    for name, value in options.items():
+        setattr(made, name, value)
+    inputs = [image(writer), *tables(writer, (0,) * 4, (0,) * 4, steps)]
+    return raw(writer, "STRIDED_SLICE", inputs, shape, made)
+
+
 def image(writer: TfliteWriter, shape=(1, 6, 6, 4), **fields) -> Record:
     return writer.input(shape, **({"scales": (0.5,), "zero_points": (0,)} | fields))
 
@@ -268,9 +282,45 @@ REFUSALS: dict[str, tuple[Callable[[TfliteWriter], Record], str]] = {
         ),
         r"tensor t1: reads what the host computes after the accelerator's run",
     ),
-    "slice of activations": (
-        lambda w: raw(w, "STRIDED_SLICE", [image(w)], (1, 3, 6, 4)),
-        r"weft computes STRIDED_SLICE on shapes only, not on INT8",
+    "every other channel": (
+        lambda w: strided(w, (1, 6, 6, 2), steps=(1, 1, 1, 2)),
+        r"operator 0 \(STRIDED_SLICE, computes t4\): takes every channel of 2; weft takes",
+    ),
+    "rows from behind": (
+        lambda w: strided(w, (1, 6, 6, 4), steps=(1, -1, 1, 1)),
+        r"has the strides \[1, -1, 1, 1\]; weft takes positive ones",
+    ),
+    "slice with an ellipsis": (
+        lambda w: strided(w, (1, 6, 6, 4), ellipsisMask=1),
+        r"has the option EllipsisMask; write the slice of every axis instead",
+    ),
+    "slice that changes the rank": (
+        lambda w: strided(w, (6, 4), shrinkAxisMask=2),
+        r"tensor t4: has the shape 6x4, but the model's batch is 1",
+    ),
+    "box outside the image": (
+        lambda w: raw(w, "SLICE", [image(w), *tables(w, (0, 3, 0, 0), (1, 4, 6, 4))], (1, 4, 6, 4)),
+        r"\(SLICE, computes t3\): takes \[4, 6, 4\] elements from \[3, 0, 0\] of \(6, 6, 4\)",
+    ),
+    "box of three axes": (
+        lambda w: raw(w, "SLICE", [image(w), *tables(w, (0, 3, 0), (1, 3, 6, 4))], (1, 3, 6, 4)),
+        r"tensor t1: has 3 values, not 4",
+    ),
+    "split of the batch": (
+        lambda w: raw(w, "SPLIT", [*tables(w, (0,)), image(w)], (1, 6, 6, 4)),
+        r"\(SPLIT, computes t2\): cuts along axis 0; weft cuts samples, not batches",
+    ),
+    "parts that leave something": (
+        lambda w: raw(w, "SPLIT_V", [image(w), *tables(w, (3,), (3,))], (1, 6, 6, 3)),
+        r"\(SPLIT_V, computes t3\): cuts 4 elements into parts of \[3\]",
+    ),
+    "parts of another scale": (
+        lambda w: raw(w, "SPLIT", [*tables(w, (3,)), image(w)], (1, 6, 6, 4), scales=(0.25,)),
+        r"input t1 and output t2 differ in scale or zero point",
+    ),
+    "shape arithmetic on activations": (
+        lambda w: raw(w, "PACK", [image(w), image(w)], (2, 6, 6, 4)),
+        r"weft computes PACK on shapes only, not on INT8",
     ),
     "missing input": (
         lambda w: raw(w, "FULLY_CONNECTED", [image(w, (1, 9)), None], (1, 3)),
@@ -307,6 +357,18 @@ def test_reshape_that_moves_elements_is_refused(rng: np.random.Generator) -> Non
     out = raw(writer, "RESHAPE", [made], (1, 9, 4, 4))
     graph = graph_from_tflite_bytes(writer.model(out))
     with pytest.raises(UnsupportedModel, match=r"reshape_1 \(operator 1 RESHAPE, t2\): reshapes"):
+        compile_graph(graph, PRESETS["base16"])
+
+
+def test_part_of_a_flattened_image_is_refused(rng: np.random.Generator) -> None:
+    writer = TfliteWriter(rng)
+    made = raw(writer, "RELU", [image(writer)], (1, 6, 6, 4))
+    vector = raw(writer, "RESHAPE", [made], (1, 144))
+    out = raw(writer, "SLICE", [vector, *tables(writer, (0, 7), (1, 9))], (1, 9))
+    graph = graph_from_tflite_bytes(writer.model(out))
+    with pytest.raises(
+        UnsupportedModel, match=r"slice_2 \(operator 2 SLICE, t5\): takes a part of"
+    ):
         compile_graph(graph, PRESETS["base16"])
 
 

@@ -22,7 +22,7 @@ CASES = 5
 CHANNELS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 40)
 
 Random = np.random.Generator
-Build = Callable[[TfliteWriter, Random, Record], Record]
+Build = Callable[[TfliteWriter, Random, Record], Record | list[Record]]
 
 
 def run(
@@ -69,7 +69,7 @@ def dilated(writer: TfliteWriter, rng: Random, source: Record) -> Record:
 
 def grouped(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     channels = source.shape[3]
-    groups = int(rng.choice([each for each in range(1, channels + 1) if channels % each == 0]))
+    groups = int(rng.choice(divisors(channels)))
     filters = groups * int(rng.integers(1, 4))
     return writer.conv(source, filters, pair(rng, 1, 4), (1, 1), padding(rng), groups=groups)
 
@@ -145,6 +145,67 @@ def concatenation(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     return writer.concatenate(*others, source)
 
 
+def box(rng: Random, source: Record) -> list[slice]:
+    """A part of each axis but the batch."""
+    parts = [slice(None)]
+    for size in source.shape[1:]:
+        first = int(rng.integers(0, size))
+        parts.append(slice(first, int(rng.integers(first + 1, size + 1))))
+    return parts
+
+
+def sliced(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    parts = box(rng, source)
+    first = [part.start or 0 for part in parts]
+    rest = [bool(rng.random() < 0.3) for _ in parts]
+    sizes = [
+        -1 if all_ or part.stop is None else part.stop - part.start
+        for part, all_ in zip(parts, rest, strict=True)
+    ]
+    return writer.slice(source, first, sizes)
+
+
+def strided_slice(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    """With strides, ends counted from behind, and ends left open."""
+    parts = box(rng, source)
+    steps = [1, *(int(step) for step in rng.integers(1, 4, 2)), 1]
+    slices = []
+    for axis, (part, step) in enumerate(zip(parts, steps, strict=True)):
+        first, end = part.start, part.stop
+        if end is not None and rng.random() < 0.4:
+            end = None if rng.random() < 0.5 else end - source.shape[axis] or None
+        if rng.random() < 0.2:
+            first = None
+        slices.append(slice(first, end, step))
+    return writer.strided_slice(source, slices)
+
+
+def one_pixel(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    """An image's pixel as a vector."""
+    y, x = (int(rng.integers(0, size)) for size in source.shape[1:3])
+    slices = [slice(None), slice(y, y + 1), slice(x, x + 1), slice(None)]
+    return writer.strided_slice(source, slices, shrink=(1, 2))
+
+
+def divisors(count: int) -> list[int]:
+    return [each for each in range(1, count + 1) if count % each == 0]
+
+
+def split(writer: TfliteWriter, rng: Random, source: Record) -> list[Record]:
+    axis = int(rng.integers(1, 4))
+    return writer.split(source, axis, int(rng.choice(divisors(source.shape[axis]))))
+
+
+def split_v(writer: TfliteWriter, rng: Random, source: Record) -> list[Record]:
+    axis = int(rng.integers(1, 4))
+    size = source.shape[axis]
+    cuts = sorted({0, size, *(int(cut) for cut in rng.integers(0, size + 1, 3))})
+    sizes = [int(part) for part in np.diff(cuts)]
+    if rng.random() < 0.5:
+        sizes[int(rng.integers(len(sizes)))] = -1
+    return writer.split(source, axis, sizes)
+
+
 def softmax(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     """Over a flattened image; the interpreter gives up beyond 4,096 values."""
     image = writer.pool("MAX_POOL_2D", source, (2, 2), (2, 2), "SAME")
@@ -174,6 +235,11 @@ BUILDS: dict[str, Build] = {
     "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
     "QUANTIZE": unary("QUANTIZE"),
     "CONCATENATION": concatenation,
+    "SLICE": sliced,
+    "STRIDED_SLICE": strided_slice,
+    "STRIDED_SLICE of a pixel": one_pixel,
+    "SPLIT": split,
+    "SPLIT_V": split_v,
     "SOFTMAX": softmax,
     **{kind: function(kind) for kind in FUNCTIONS},
     "DEQUANTIZE": lambda writer, rng, source: writer.dequantize(source),
@@ -189,7 +255,8 @@ def test_operator_equals_the_interpreter(name: str, case: int, rng: Random) -> N
     if case == 0:
         height = width = 5
     source = writer.input((1, max(height, 5), max(width, 5), channels))
-    check(writer, [BUILDS[name](writer, rng, source)], case)
+    made = BUILDS[name](writer, rng, source)
+    check(writer, made if isinstance(made, list) else [made], case)
 
 
 @pytest.mark.parametrize("case", range(3))

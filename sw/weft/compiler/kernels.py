@@ -19,6 +19,7 @@ from weft.ir import (
     Operation,
     Pad,
     Rescale,
+    Slice,
     Subtract,
 )
 from weft_hw.config import AcceleratorConfig
@@ -62,6 +63,7 @@ class Kernel:
     window : (y, x)
     stride : (y, x)
     padding : (top, left)
+        Negative where the first window begins inside the image.
     dilation : (y, x)
 
     A convolution on a narrow image takes the ``window[1] * pitch`` neighbouring bytes of a kernel
@@ -101,6 +103,9 @@ class Kernel:
             case Concatenate():
                 widest = max(graph.tensor(name).shape[2] for name in operation.inputs)
                 return cls(operation, config, (height, width, widest), result)
+            case Slice():
+                (y, x, _), (step_y, step_x, _) = operation.start, operation.step
+                return cls(operation, config, source, result, (1, 1), (step_y, step_x), (-y, -x))
             case Add() | Subtract() | Multiply() | Rescale() | Lookup() | Interleave():
                 return cls(operation, config, source, result)
             case _:

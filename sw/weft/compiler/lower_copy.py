@@ -1,11 +1,12 @@
-"""Padding, concatenation, interleaving: VECTOR copies codes from one place on chip to another."""
+"""Padding, joining, taking apart: VECTOR copies codes from one place on chip to another."""
 
 import dataclasses
+from typing import Any
 
 from weft.compiler.context import LayerTask
 from weft.compiler.kernels import ceil_div
 from weft.compiler.layout import Region, pixel_pitch
-from weft.compiler.stream import Space, reads, writes
+from weft.compiler.stream import Access, Space, reads, writes
 from weft.compiler.vectors import (
     pixel_strides,
     result_fields,
@@ -13,10 +14,10 @@ from weft.compiler.vectors import (
     vector_read,
     window_fields,
 )
-from weft.ir import Concatenate, Interleave, Pad
+from weft.ir import Concatenate, Interleave, Pad, Slice
 from weft_hw.instructions import OperandSource, Vector
 
-__all__ = ["lower_concatenate", "lower_interleave", "lower_pad"]
+__all__ = ["lower_concatenate", "lower_interleave", "lower_pad", "lower_slice"]
 
 
 def lower_pad(task: LayerTask) -> None:
@@ -68,18 +69,14 @@ def lower_concatenate(task: LayerTask) -> None:
             counts = (ceil_div(channels, config.columns), 1, tile.rows, tile.columns, 1, 1)
             part = dataclasses.replace(output, c0=first, c1=first + channels)
             read = layout.span(region, slack=config.columns)
-            task.stream.emit(
-                Vector(
-                    counts=counts,
-                    a_source=OperandSource.ACTIVATION,
-                    a_address=layout.at(tile.y, tile.x, 0),
-                    a_strides=pixel_strides(layout, counts, config),
-                    clamp_low=-128,
-                    clamp_high=127,
-                    **result_fields(target, part, counts, config),
-                ),
+            _copy(
+                task,
                 "concatenate",
+                counts,
+                layout.at(tile.y, tile.x, 0),
+                pixel_strides(layout, counts, config),
                 reads(Space.ACTIVATION, read),
+                result_fields(target, part, counts, config),
                 writes(Space.ACTIVATION, target.span(part)),
             )
             first += channels
@@ -109,18 +106,77 @@ def lower_interleave(task: LayerTask) -> None:
             )
             fields = result_fields(target, part, counts, config)
             fields["strides"] = pixel_strides(target, counts, config, operation.stride)[:4]
-            task.stream.emit(
-                Vector(
-                    counts=counts,
-                    a_source=OperandSource.ACTIVATION,
-                    a_address=layout.at(y0, x0, region.c0),
-                    a_strides=pixel_strides(layout, counts, config),
-                    clamp_low=-128,
-                    clamp_high=127,
-                    **fields,
-                ),
+            _copy(
+                task,
                 "interleave",
+                counts,
+                layout.at(y0, x0, region.c0),
+                pixel_strides(layout, counts, config),
                 vector_read(task, tile, layout, region),
+                fields,
                 writes(Space.ACTIVATION, target.span(part)),
             )
         task.finish(tile, target)
+
+
+def lower_slice(task: LayerTask) -> None:
+    """Emit the copies of a box of the image, which may begin at any channel: one VECTOR a tile.
+
+    As in a concatenation, only the model's channels are written.
+    """
+    operation = task.kernel.operation
+    assert isinstance(operation, Slice)
+    config = task.config
+    channels = task.kernel.result[2]
+    start = operation.start
+    for tile in task.tiles():
+        target = task.destination(tile)
+        output = task.output_region(tile)
+        end = min(output.c1, channels)
+        if output.c0 < end:
+            region = task.kernel.source_region(
+                tile.y, tile.rows, tile.x, tile.columns, task.kernel.whole
+            )
+            region = dataclasses.replace(region, c0=start[2] + output.c0, c1=start[2] + end)
+            layout = task.operand(0, region)
+            y, x = task.kernel.origin(tile.y, tile.x, task.kernel.whole)
+            counts = (ceil_div(end - output.c0, config.columns), 1, tile.rows, tile.columns, 1, 1)
+            part = dataclasses.replace(output, c1=end)
+            _copy(
+                task,
+                "slice",
+                counts,
+                layout.at(y, x, region.c0),
+                pixel_strides(layout, counts, config, task.kernel.stride),
+                reads(Space.ACTIVATION, layout.span(region, slack=config.columns)),
+                result_fields(target, part, counts, config),
+                writes(Space.ACTIVATION, target.span(part)),
+            )
+        task.finish(tile, target)
+
+
+def _copy(
+    task: LayerTask,
+    purpose: str,
+    counts: tuple[int, ...],
+    address: int,
+    strides: tuple[int, ...],
+    read: Access,
+    result: dict[str, Any],
+    write: Access,
+) -> None:
+    """The VECTOR that takes codes as they are."""
+    task.stream.emit(
+        Vector(
+            counts=counts,
+            a_source=OperandSource.ACTIVATION,
+            a_address=address,
+            a_strides=strides,
+            clamp_low=-128,
+            clamp_high=127,
+            **result,
+        ),
+        purpose,
+        read,
+        write,
+    )

@@ -8,7 +8,7 @@ from weft.compiler.kernels import Kernel
 from weft.compiler.layout import pixel_pitch
 from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
-from weft.compiler.lower_copy import lower_concatenate, lower_interleave, lower_pad
+from weft.compiler.lower_copy import lower_concatenate, lower_interleave, lower_pad, lower_slice
 from weft.compiler.lower_depthwise import lower_depthwise
 from weft.compiler.lower_vector import lower_lookup, lower_multiply, lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan
@@ -25,6 +25,7 @@ from weft.ir import (
     Multiply,
     Pad,
     Rescale,
+    Slice,
     Subtract,
 )
 from weft_hw.config import AcceleratorConfig
@@ -73,6 +74,8 @@ def lower(
                 lower_interleave(task)
             case Lookup():
                 lower_lookup(task)
+            case Slice():
+                lower_slice(task)
             case Rescale():
                 lower_rescale(task)
     return context

@@ -241,11 +241,10 @@ class _Importer:
         first = self.model.tensors[self.model.inputs[0]].shape
         return max(first[0], 1) if first else 1
 
-    def result(self) -> Tensor:
-        """The output as the file declares it."""
+    def result(self, position: int = 0) -> Tensor:
+        """An output as the file declares it."""
         assert self.operator is not None
-        (index,) = self.operator.outputs
-        return self.declare(self.model.tensors[index])
+        return self.declare(self.model.tensors[self.operator.outputs[position]])
 
     def emit(
         self,
@@ -258,13 +257,13 @@ class _Importer:
         """Append an operation that computes a tensor."""
         operator = self.operator
         assert operator is not None
-        (index,) = operator.outputs
-        record = self.model.tensors[index]
+        records = [self.model.tensors[index] for index in operator.outputs]
+        record = next((each for each in records if each.name == output.name), records[0])
         for tensor in inputs:
             if all(tensor is not known for known in self.tensors.values()):
                 self.extra[tensor.name] = tensor
         if output.name == record.name:
-            self.tensors[index] = output
+            self.tensors[record.index] = output
         else:
             self.extra[output.name] = output
         if issubclass(kind, HostOperation):

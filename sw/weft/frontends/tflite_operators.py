@@ -31,6 +31,7 @@ from weft.frontends.tflite_pieces import (
     window_padding,
     window_sides,
 )
+from weft.frontends.tflite_slices import slice_, split, split_v, strided_slice
 from weft.ir import (
     Add,
     AveragePool2d,
@@ -215,6 +216,13 @@ def _shape_arithmetic(importer: Importer, operator: TfliteOperator) -> None:
             importer.refuse(f"weft computes {operator.kind} on shapes only, not on {record.kind}")
 
 
+def _strided_slice(importer: Importer, operator: TfliteOperator) -> None:
+    if importer.model.tensors[operator.outputs[0]].kind == "INT8":
+        strided_slice(importer, operator)
+    else:
+        _shape_arithmetic(importer, operator)
+
+
 def _pad(importer: Importer, operator: TfliteOperator) -> None:
     importer.expect((2, 3))
     source, output = image_of(importer, 0), importer.result()
@@ -278,6 +286,8 @@ def _dequantize(importer: Importer, operator: TfliteOperator) -> None:
     importer.emit(Dequantize, (source,), output)
 
 
+BOXES = "boxes of rows, columns and neighbouring channels"
+
 RULES: dict[str, Rule] = {
     "ABS": Rule(element_function, "any scales"),
     "ADD": Rule(_elementwise(Add), "equal shapes, or a constant that is broadcast"),
@@ -316,10 +326,13 @@ RULES: dict[str, Rule] = {
     ),
     "RSQRT": Rule(element_function, "input of zero point -128"),
     "SHAPE": Rule(_shape_arithmetic, "in front of a RESHAPE", Place.COMPILER),
+    "SLICE": Rule(slice_, BOXES),
     "SOFTMAX": Rule(_softmax, "over channels of a vector, in front of an output", Place.HOST),
+    "SPLIT": Rule(split, "rows, columns or channels"),
+    "SPLIT_V": Rule(split_v, "rows, columns or channels"),
     "SQRT": Rule(element_function, "input of zero point -128"),
     "SQUEEZE": Rule(_reshape, "as RESHAPE", Place.COMPILER),
-    "STRIDED_SLICE": Rule(_shape_arithmetic, "of shapes", Place.COMPILER),
+    "STRIDED_SLICE": Rule(_strided_slice, f"{BOXES}, positive strides; of shapes by the compiler"),
     "SUB": Rule(_elementwise(Subtract), "equal shapes, or a constant that is broadcast"),
     "TANH": Rule(element_function, "any input scale"),
     "TRANSPOSE_CONV": Rule(transpose_conv, "int8 weights"),

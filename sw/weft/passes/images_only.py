@@ -7,7 +7,7 @@ from typing import NoReturn
 import numpy as np
 
 from weft.errors import UnsupportedModel
-from weft.ir import Concatenate, Conv2d, Flatten, Graph, Linear, Operation, Reshape, Tensor
+from weft.ir import Concatenate, Conv2d, Flatten, Graph, Linear, Operation, Reshape, Slice, Tensor
 from weft.passes.base import Pass
 
 __all__ = ["ImagesOnly"]
@@ -98,6 +98,12 @@ class _State:
             self.images[output.name] = _as_image(output)
             order = self.order.get(operation.inputs[0], "HWC")
             return _as_convolution(operation, inputs, source, order)
+        if isinstance(operation, Slice) and len(output.shape) == 1:
+            if source[:2] != (1, 1):
+                _refuse(operation, "takes a part of a flattened image; take it before flattening")
+            self.images[output.name] = _as_image(output)
+            start, step = (0, 0, *operation.start), (1, 1, *operation.step)
+            return dataclasses.replace(operation, inputs=inputs, start=start, step=step)
         if len(output.shape) == 1:  # element by element: the result lies as its operands do
             orders = {self.order.get(name, "HWC") for name in operation.inputs}
             shapes = {self.images[name].shape for name in inputs}
