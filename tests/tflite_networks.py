@@ -137,6 +137,8 @@ class _Network:
                 return self.function(source)
             case "parts":
                 return self.parts(source)
+            case "columns to rows":
+                return self.writer.transpose(source, (0, 2, 1, 3))
             case "box":
                 return self.box(source)
             case _:
@@ -223,7 +225,7 @@ IMAGE_LAYERS = (
     ),
     *("pool", "pad", "concatenate", "constant", "ADD", "ADD", "SUB", "MUL"),
     *("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "QUANTIZE"),
-    *("function", "function", "function", "function", "parts", "box"),
+    *("function", "function", "function", "function", "parts", "box", "columns to rows"),
 )
 
 VECTOR_LAYERS = (
@@ -252,6 +254,9 @@ def _draw(rng: np.random.Generator, small: bool) -> tuple[TfliteWriter, list[Rec
     shape = (1, *network.pair(3, 8 if small else 16), int(rng.choice([1, 3, 4, 8, 16, 19])))
     if rng.random() < 0.2:  # as a vector that the network makes an image
         network.images.append(writer.reshape(writer.input((1, int(np.prod(shape)))), shape))
+    elif rng.random() < 0.2:  # channels first, as other frameworks have it
+        first = writer.input([shape[axis] for axis in (0, 3, 1, 2)])
+        network.images.append(writer.transpose(first, (0, 2, 3, 1)))
     else:
         network.images.append(writer.input(shape))
     if rng.random() < 0.2:
@@ -267,6 +272,9 @@ def _draw(rng: np.random.Generator, small: bool) -> tuple[TfliteWriter, list[Rec
             outputs = [writer.softmax(outputs[0])]
     if rng.random() < 0.3 and network.images[-1] is not outputs[0]:
         outputs.append(network.images[-1])
+    if rng.random() < 0.2:
+        axes = (0, *(1 + int(axis) for axis in rng.permutation(3)))
+        outputs.append(writer.transpose(network.images[-1], axes))
     if rng.random() < 0.2:
         outputs.append(writer.dequantize(outputs[-1]))
     used = {id(each) for node in writer.nodes for each in node.inputs}

@@ -281,6 +281,13 @@ class TfliteWriter:
         shape = (*sources[0].shape[:-1], channels)
         return self.node("CONCATENATION", sources, shape, options, like=sources[0])
 
+    def transpose(self, source, axes) -> Record:
+        """Axes with the batch's in front."""
+        table = self.constant(np.array(axes, np.int32))
+        shape = [source.shape[axis] for axis in axes]
+        options = schema.TransposeOptionsT()
+        return self.node("TRANSPOSE", [source, table], shape, options, like=source)
+
     def slice(self, source, first, sizes) -> Record:
         """A box; the tables begin with the batch axis, a size of -1 takes the rest."""
         tables = [self.constant(np.array(table, np.int32)) for table in (first, sizes)]

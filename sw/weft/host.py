@@ -65,10 +65,8 @@ def dequantize(codes: Int8Array, scale: float, zero_point: int) -> NDArray[np.fl
 def pack(port: Port, sample: Int8Array) -> bytes:
     """One sample as it lies in DRAM: channel-innermost pixels at the port's pitch."""
     height, width, channels = port.image
-    if port.order == "CHW":
-        image = sample.reshape(channels, height, width).transpose(1, 2, 0)
-    else:
-        image = sample.reshape(height, width, channels)
+    axes = _axes(port)
+    image = sample.reshape([port.image[axis] for axis in axes]).transpose(np.argsort(axes))
     padded = np.zeros((height, width, port.pitch), np.int8)
     padded[:, :, :channels] = image
     return padded.tobytes()
@@ -78,6 +76,9 @@ def unpack(port: Port, data: NDArray[np.uint8]) -> Int8Array:
     """Inverse of :func:`pack`."""
     height, width, channels = port.image
     image = data.view(np.int8).reshape(height, width, port.pitch)[:, :, :channels]
-    if port.order == "CHW":
-        image = image.transpose(2, 0, 1)
-    return np.ascontiguousarray(image).reshape(port.shape)
+    return np.ascontiguousarray(image.transpose(_axes(port))).reshape(port.shape)
+
+
+def _axes(port: Port) -> list[int]:
+    """The image's axes in the model's order."""
+    return ["HWC".index(axis) for axis in port.order]

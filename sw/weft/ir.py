@@ -31,7 +31,7 @@ What each operation computes (``q`` codes, ``s`` scales, ``z`` zero points)::
     Multiply         q_out = clamp(z_out + round((q_1 - z_1) (q_2 - z_2) * s_1 * s_2 / s_out))
     Subtract         like Add, with s_1 (q_1 - z_1) - s_2 (q_2 - z_2)
     Lookup           q_out = codes[q + 128]
-    Pad, Concatenate, Interleave, Slice, Flatten, Reshape move codes and change none
+    Pad, Concatenate, Interleave, Slice, Transpose, Flatten, Reshape move codes and change none
 
 ``round`` is the operation's ``rounding``, by a 31-bit multiplier (:mod:`weft_hw.arithmetic`). What
 TFLite's reference kernels compute is, besides their rounding: Add and Subtract with TWO_STEP, and
@@ -80,6 +80,7 @@ __all__ = [
     "Subtract",
     "Table",
     "Tensor",
+    "Transpose",
     "pool_output_size",
 ]
 
@@ -403,6 +404,27 @@ class Slice(Operation):
 
     start: tuple[int, ...]
     step: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Transpose(Operation):
+    """An image with its axes in another order; in graphs of the layout HWC.
+
+    The machine swaps rows and columns. Other orders are the host's, of a graph's inputs and
+    outputs; or the order in which a Flatten reads.
+
+    Parameters
+    ----------
+    permutation : (int, int, int)
+        Axis i of the output is axis ``permutation[i]`` of the input.
+    """
+
+    permutation: tuple[int, int, int]
+
+    @property
+    def order(self) -> str:
+        """The axes of the output by their names in the input: (2, 0, 1) gives "CHW"."""
+        return "".join("HWC"[axis] for axis in self.permutation)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

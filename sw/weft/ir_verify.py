@@ -29,6 +29,7 @@ from weft.ir import (
     Subtract,
     Table,
     Tensor,
+    Transpose,
     pool_output_size,
 )
 from weft_hw.instructions import Rounding
@@ -148,6 +149,9 @@ def _check_operation(operation: Operation, graph: Graph) -> None:
             _check_interleave(operation, inputs, output)
         case Slice():
             _check_slice(operation, inputs[0], output)
+        case Transpose():
+            _check_transpose(operation, inputs[0], output)
+            _require(graph.layout == "HWC", f"does not go with the layout {graph.layout}")
         case Softmax():
             _require(inputs[0].shape == output.shape, "input and output differ in shape")
             _require((output.scale, output.zero_point) == (1 / 256, -128), "gives another scale")
@@ -216,6 +220,15 @@ def _check_slice(operation: Slice, source: Tensor, output: Tensor) -> None:
             0 <= first and first + (count - 1) * step < source.shape[axis],
             f"axis {axis} of {source.name} ends before element {first + (count - 1) * step}",
         )
+    _check_same_quantization(source, output)
+
+
+def _check_transpose(operation: Transpose, source: Tensor, output: Tensor) -> None:
+    axes = operation.permutation
+    _require(len(source.shape) == 3, "works on images")
+    _require(sorted(axes) == [0, 1, 2], f"{axes} is no permutation of three axes")
+    expected = tuple(source.shape[axis] for axis in axes)
+    _require(output.shape == expected, f"gives {expected}, not {output.shape}")
     _check_same_quantization(source, output)
 
 

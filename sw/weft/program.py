@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 MAGIC = b"WEFTPROG"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,13 @@ class Port:
         The image that the accelerator sees; a vector is one pixel, or a flattened image.
     pitch : int
         Bytes from pixel to pixel in DRAM.
-    order : {"CHW", "HWC"}
-        How the model orders the image's elements.
+    order : str
+        How the model orders the image's elements: its axes by their names ("CHW", "HWC", ...).
     dtype : {"int8"}
     float_rule : {"reciprocal", "divide"}
         How float32 values become codes, see :func:`weft.host.quantize`.
+    source : str
+        The model's transposition that the host does here; empty where the order is the model's.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Port:
     order: str
     dtype: str = "int8"
     float_rule: str = "reciprocal"
+    source: str = ""
 
     @property
     def size(self) -> int:
@@ -273,9 +276,12 @@ class Program:
         UnsupportedModel
             Naming the first such operation.
         """
-        for step in self.host_steps:
+        steps = [(step.kind, step.source) for step in self.host_steps]
+        ports = (*self.inputs, *self.outputs)
+        steps += [("Transpose", port.source) for port in ports if port.source]
+        for kind, source in steps:
             raise UnsupportedModel(
-                f"{self.name}: {step.kind} ({step.source}) runs on the host; cut it off the model, "
+                f"{self.name}: {kind} ({source}) runs on the host; cut it off the model, "
                 "or compile without strict"
             )
 

@@ -306,6 +306,14 @@ REFUSALS: dict[str, tuple[Callable[[TfliteWriter], Record], str]] = {
         lambda w: raw(w, "SLICE", [image(w), *tables(w, (0, 3, 0), (1, 3, 6, 4))], (1, 3, 6, 4)),
         r"tensor t1: has 3 values, not 4",
     ),
+    "transposition of the batch": (
+        lambda w: raw(w, "TRANSPOSE", [image(w), *tables(w, (1, 0, 2, 3))], (6, 1, 6, 4)),
+        r"tensor t2: has the shape 6x1x6x4, but the model's batch is 1",
+    ),
+    "axes that are no permutation": (
+        lambda w: raw(w, "TRANSPOSE", [image(w), *tables(w, (0, 1, 1, 3))], (1, 6, 6, 4)),
+        r"\(TRANSPOSE, computes t2\): puts the axes in the order \[0, 1, 1, 3\]; weft leaves",
+    ),
     "split of the batch": (
         lambda w: raw(w, "SPLIT", [*tables(w, (0,)), image(w)], (1, 6, 6, 4)),
         r"\(SPLIT, computes t2\): cuts along axis 0; weft cuts samples, not batches",

@@ -1,6 +1,7 @@
 """The graph's rules and the passes over it."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,22 @@ import pytest
 
 from network_reference import GraphBuilder, evaluate
 from weft.errors import UnsupportedModel
-from weft.ir import Add, Conv2d, Flatten, Graph, GraphError, Linear, MaxPool2d, Tensor
+from weft.ir import (
+    Add,
+    Conv2d,
+    Flatten,
+    Graph,
+    GraphError,
+    Linear,
+    Lookup,
+    MaxPool2d,
+    Operation,
+    Rescale,
+    Slice,
+    Table,
+    Tensor,
+    Transpose,
+)
 from weft.passes import CheckLimits, ImagesOnly, Pass, RemoveDead, run_passes
 from weft_hw.instructions import Rounding
 
@@ -68,6 +84,61 @@ BROKEN = [
     (lambda g: with_operation(g, 1, name="conv2d0"), "two operations have one name"),
     (lambda g: with_operation(g, 1, output="t1"), "t1 has two producers"),
 ]
+
+
+def one_operation(kind: type[Operation], shape: tuple[int, ...], **fields) -> Graph:
+    """A graph of one operation on a 5x4x3 image."""
+    source = Tensor(name="x", shape=(5, 4, 3), scale=0.5, zero_point=0)
+    result = Tensor(name="y", shape=shape, scale=0.5, zero_point=0)
+    return Graph(
+        name="one",
+        tensors=(source, result),
+        inputs=("x",),
+        outputs=("y",),
+        operations=(kind(name="it", inputs=("x",), output="y", **fields),),
+        layout="HWC",
+    )
+
+
+CODES = np.zeros(256, np.int8)
+
+BROKEN_FIELDS = [
+    (Lookup, (5, 4, 3), {"codes": CODES[:255]}, "a table of shape (255,), not (256,)"),
+    (Lookup, (5, 4, 3), {"codes": np.zeros(256)}, "a table of float64, not int8"),
+    (Lookup, (5, 4, 1), {"codes": CODES}, "input and output differ in shape"),
+    (
+        Rescale,
+        (5, 4, 3),
+        {"table": Table(codes=CODES[:1], scale=1.0, zero_point=0)},
+        "a table of shape (1,), not (256,)",
+    ),
+    (
+        Rescale,
+        (5, 4, 3),
+        {"table": Table(codes=CODES, scale=0.0, zero_point=0)},
+        "looks up scale 0.0",
+    ),
+    (
+        Rescale,
+        (5, 4, 3),
+        {"table": Table(codes=CODES, scale=1.0, zero_point=128)},
+        "looks up zero point 128",
+    ),
+    (Slice, (5, 4, 2), {"start": (0, 0, 2), "step": (1, 1, 1)}, "axis 2 of x ends before"),
+    (Slice, (3, 4, 3), {"start": (1, 0, 0), "step": (2, 1, 1)}, "axis 0 of x ends before"),
+    (Slice, (5, 4, 2), {"start": (0, 0, 0), "step": (1, 1, 2)}, "neighbouring channels only"),
+    (Slice, (5, 4, 3), {"start": (0, 0, 0), "step": (0, 1, 1)}, "must be positive"),
+    (Slice, (5, 4, 3), {"start": (0, 0), "step": (1, 1, 1)}, "have (2, 3, 3) axes, not 3"),
+    (Transpose, (5, 4, 3), {"permutation": (1, 0, 2)}, "gives (4, 5, 3), not (5, 4, 3)"),
+    (Transpose, (5, 4, 3), {"permutation": (1, 1, 2)}, "is no permutation of three axes"),
+]
+
+
+@pytest.mark.parametrize(("kind", "shape", "fields", "text"), BROKEN_FIELDS)
+def test_broken_fields_are_named(kind, shape, fields, text: str) -> None:
+    with pytest.raises(GraphError, match=re.escape(text)) as caught:
+        one_operation(kind, shape, **fields).verify()
+    assert f"operation it ({kind.__name__}): " in str(caught.value)
 
 
 @pytest.mark.parametrize(("change", "text"), BROKEN, ids=[text for _, text in BROKEN])

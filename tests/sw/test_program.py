@@ -63,7 +63,7 @@ def test_other_files_and_versions_are_refused(program: Program, tmp_path: Path) 
         Program.from_bytes(b"PK\x03\x04 something else entirely, long enough to look at twice")
     data = bytearray(program.to_bytes())
     struct.pack_into("<I", data, len(MAGIC), 99)
-    with pytest.raises(ProgramFormatError, match=r"format version 99; this weft reads version 2"):
+    with pytest.raises(ProgramFormatError, match=r"format version 99; this weft reads version 3"):
         Program.from_bytes(bytes(data))
     with pytest.raises(ProgramFormatError, match="cannot be read: No such file"):
         Program.load(tmp_path / "missing.weft")

@@ -1,5 +1,7 @@
 """Single TFLite operators, random in every way, equal to the interpreter's reference kernels."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +13,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tflite_writer import FUNCTIONS, OF_POSITIVE_VALUES, Record, TfliteWriter, reference
 from weft.compiler import compile_graph
+from weft.errors import UnsupportedModel
 from weft.frontends.tflite import graph_from_tflite_bytes
+from weft.program import Program
 from weft.session import Session
 from weft_hw.config import PRESETS
 
@@ -187,6 +191,21 @@ def one_pixel(writer: TfliteWriter, rng: Random, source: Record) -> Record:
     return writer.strided_slice(source, slices, shrink=(1, 2))
 
 
+def columns_to_rows(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    """In the middle of a network: on the machine."""
+    image = writer.pool("MAX_POOL_2D", source, (1, 1), (1, 1))
+    return writer.conv(writer.transpose(image, (0, 2, 1, 3)), 5, (2, 3), (1, 1))
+
+
+def channels_first_vector(writer: TfliteWriter, rng: Random, source: Record) -> Record:
+    """A dense layer that reads its image channel by channel."""
+    image = writer.pool("MAX_POOL_2D", source, (3, 3), (2, 2), "SAME")
+    vector = writer.transpose(image, (0, 3, 1, 2))
+    if rng.random() < 0.5:
+        vector = writer.reshape(vector, (1, int(np.prod(vector.shape))))
+    return writer.dense(vector, 9)
+
+
 def divisors(count: int) -> list[int]:
     return [each for each in range(1, count + 1) if count % each == 0]
 
@@ -236,6 +255,8 @@ BUILDS: dict[str, Build] = {
     "QUANTIZE": unary("QUANTIZE"),
     "CONCATENATION": concatenation,
     "SLICE": sliced,
+    "TRANSPOSE of rows and columns": columns_to_rows,
+    "TRANSPOSE in front of a vector": channels_first_vector,
     "STRIDED_SLICE": strided_slice,
     "STRIDED_SLICE of a pixel": one_pixel,
     "SPLIT": split,
@@ -385,3 +406,56 @@ def test_several_inputs_and_outputs(rng: Random) -> None:
     product = writer.elementwise("MUL", total, second)
     scores = writer.softmax(writer.mean(product, keep=False))
     check(writer, [scores, total, product, writer.dequantize(total)], 0)
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations((1, 2, 3))))
+def test_transposed_inputs_and_outputs(axes: tuple[int, ...], rng: Random) -> None:
+    """The host puts the axes of an input and of an output in any order, and says so."""
+    writer = TfliteWriter(rng)
+    source = writer.input((1, 5, 6, 7))
+    image = writer.transpose(source, (0, *axes))
+    result = writer.conv(image, 9, (3, 3))
+    moved = writer.transpose(result, (0, *axes))
+    outputs = [moved, result, writer.dequantize(moved)]
+    check(writer, outputs, 1)
+    program = compile_graph(graph_from_tflite_bytes(writer.model(*outputs)), PRESETS["tiny"])
+    told = [each for each in program.host_ops if each.startswith("transpose")]
+    if axes == (1, 2, 3):
+        assert not told
+        return
+    assert len(told) == 2
+    assert "input t0 (operator 0 TRANSPOSE, " in told[0]
+    assert f"output {moved.name} (operator 2 TRANSPOSE, " in told[1]
+    with pytest.raises(UnsupportedModel, match=r"Transpose \(operator 0 TRANSPOSE, .* on the host"):
+        dataclasses.replace(program, host_steps=()).require_no_host_steps()
+    restored = Program.from_bytes(program.to_bytes())
+    assert restored == program
+
+
+def test_transpositions_that_cancel(rng: Random) -> None:
+    """There and back in two steps: no layer of its own."""
+    writer = TfliteWriter(rng)
+    source = writer.input((1, 5, 6, 7))
+    image = writer.conv(source, 8, (3, 3))
+    there = writer.transpose(image, (0, 3, 1, 2))
+    back = writer.transpose(writer.transpose(there, (0, 1, 3, 2)), (0, 3, 2, 1))
+    made = writer.conv(back, 5, (1, 1))
+    program = compile_graph(graph_from_tflite_bytes(writer.model(made)), PRESETS["tiny"])
+    assert [layer.op for layer in program.layers] == ["Conv2d", "Conv2d"]
+    check(writer, [made], 0)
+
+
+def test_channels_that_move_in_the_middle_are_refused(rng: Random) -> None:
+    """By operator, index and tensor."""
+    writer = TfliteWriter(rng)
+    image = writer.conv(writer.input((1, 4, 4, 4)), 4, (3, 3))
+    moved = writer.transpose(image, (0, 3, 1, 2))
+    outputs = [writer.unary("RELU", moved), moved]
+    graph = graph_from_tflite_bytes(writer.model(*outputs))
+    with pytest.raises(UnsupportedModel, match=rf"operator 1 TRANSPOSE, {moved.name}\): moves cha"):
+        compile_graph(graph, PRESETS["tiny"])
+    graph = graph_from_tflite_bytes(writer.model(outputs[0]))
+    with pytest.raises(
+        UnsupportedModel, match=rf"TRANSPOSE, {moved.name}\): moves .* relu_2 reads"
+    ):
+        compile_graph(graph, PRESETS["tiny"])

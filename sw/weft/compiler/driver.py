@@ -2,7 +2,7 @@
 
 from random import Random
 
-from weft.compiler.host_part import split_host
+from weft.compiler.host_part import View, split_host
 from weft.compiler.kernels import Kernel
 from weft.compiler.lowering import lower
 from weft.compiler.memory_plan import MemoryPlan, plan_memory
@@ -69,7 +69,8 @@ def compile_graph(
     random = None if force_tiles is None else Random(force_tiles)
     graph.verify()
     results = graph.outputs
-    graph, host_steps = split_host(graph)
+    part = split_host(graph)
+    graph, host_steps = part.graph, part.steps
     legal = run_passes(graph, PASSES)
     kernels = [Kernel.of(operation, legal, config) for operation in legal.operations]
     plan = plan_memory(legal, kernels, config, random)
@@ -87,8 +88,8 @@ def compile_graph(
             f"the program needs {memory_bytes} bytes of DRAM; configuration {config.name} "
             f"addresses {1 << config.address_width}"
         )
-    inputs = _ports(graph, legal, plan, graph.inputs, legal.inputs)
-    outputs = _ports(graph, legal, plan, graph.outputs, legal.outputs)
+    inputs = _ports(part.inputs, graph, legal, plan, legal.inputs)
+    outputs = _ports(part.outputs, graph, legal, plan, legal.outputs)
     return Program(
         name=graph.name,
         config=config,
@@ -163,12 +164,16 @@ def _behind(operation: Operation) -> str:
 
 
 def _ports(
-    graph: Graph, legal: Graph, plan: MemoryPlan, names: tuple[str, ...], homes: tuple[str, ...]
+    views: tuple[View, ...],
+    graph: Graph,
+    legal: Graph,
+    plan: MemoryPlan,
+    homes: tuple[str, ...],
 ) -> tuple[Port, ...]:
     """Ports with the model's names and shapes, at the addresses of the rewritten graph."""
     ports = []
-    for name, home in zip(names, homes, strict=True):
-        tensor = graph.tensor(name)
+    for view, home in zip(views, homes, strict=True):
+        tensor = view.tensor
         height, width, channels = legal.tensor(home).shape
         place = plan.placements[home].dram
         assert place is not None
@@ -177,14 +182,15 @@ def _ports(
             shape = (channels, height, width)
         ports.append(
             Port(
-                name=name,
+                name=tensor.name,
                 shape=shape,
                 scale=tensor.scale,
                 zero_point=tensor.zero_point,
                 address=place.address,
                 image=(height, width, channels),
                 pitch=place.pitch,
-                order=graph.layout,
+                order=view.order,
+                source=view.source,
                 float_rule=graph.float_rule,
             )
         )
@@ -247,11 +253,9 @@ def _host_ops(
     told = []
     for port in inputs:
         told.append(f"quantize input {port.name} to int8 (if given as float32)")
-        if _repacks(port):
-            told.append(f"repack input {port.name}: {_arrangement(port)}, {port.size} bytes")
+        told += _repacking("input", port)
     for port in outputs:
-        if _repacks(port):
-            told.append(f"repack output {port.name}: {_arrangement(port)}, {port.size} bytes")
+        told += _repacking("output", port)
     told += [f"compute {step.kind} {step.name} ({step.source})" for step in steps]
     values: list[Port | HostStep] = [*outputs, *steps]
     for value in values:
@@ -260,13 +264,14 @@ def _host_ops(
     return tuple(told)
 
 
-def _repacks(port: Port) -> bool:
+def _repacking(what: str, port: Port) -> list[str]:
+    """How the host arranges a port's elements, if it does."""
     height, width, channels = port.image
-    moves = port.order == "CHW" and channels > 1 and height * width > 1
-    return moves or channels != port.pitch
-
-
-def _arrangement(port: Port) -> str:
-    height, width, _ = port.image
     shape = "x".join(map(str, port.shape))
-    return f"{port.order} {shape} as {height} x {width} pixels of {port.pitch} bytes"
+    arranged = f"{port.order} {shape} as {height} x {width} pixels of {port.pitch} bytes"
+    if port.source:
+        return [f"transpose {what} {port.name} ({port.source}): {arranged}, {port.size} bytes"]
+    moves = port.order == "CHW" and channels > 1 and height * width > 1
+    if moves or channels != port.pitch:
+        return [f"repack {what} {port.name}: {arranged}, {port.size} bytes"]
+    return []

@@ -21,6 +21,7 @@ from weft.ir import (
     Rescale,
     Slice,
     Subtract,
+    Transpose,
 )
 from weft_hw.config import AcceleratorConfig
 
@@ -106,6 +107,8 @@ class Kernel:
             case Slice():
                 (y, x, _), (step_y, step_x, _) = operation.start, operation.step
                 return cls(operation, config, source, result, (1, 1), (step_y, step_x), (-y, -x))
+            case Transpose():  # the input as if it lay as the output does
+                return cls(operation, config, (width, height, channels), result)
             case Add() | Subtract() | Multiply() | Rescale() | Lookup() | Interleave():
                 return cls(operation, config, source, result)
             case _:

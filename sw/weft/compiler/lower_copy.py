@@ -11,13 +11,14 @@ from weft.compiler.vectors import (
     pixel_strides,
     result_fields,
     tile_source,
+    trim,
     vector_read,
     window_fields,
 )
-from weft.ir import Concatenate, Interleave, Pad, Slice
+from weft.ir import Concatenate, Interleave, Pad, Slice, Transpose
 from weft_hw.instructions import OperandSource, Vector
 
-__all__ = ["lower_concatenate", "lower_interleave", "lower_pad", "lower_slice"]
+__all__ = ["lower_concatenate", "lower_interleave", "lower_pad", "lower_slice", "lower_transpose"]
 
 
 def lower_pad(task: LayerTask) -> None:
@@ -152,6 +153,35 @@ def lower_slice(task: LayerTask) -> None:
                 result_fields(target, part, counts, config),
                 writes(Space.ACTIVATION, target.span(part)),
             )
+        task.finish(tile, target)
+
+
+def lower_transpose(task: LayerTask) -> None:
+    """Emit the copies of rows into columns: one VECTOR a tile, which steps over the input's rows.
+
+    The kernel's source is the input as if rows and columns had changed places already.
+    """
+    assert isinstance(task.kernel.operation, Transpose)
+    for tile in task.tiles():
+        swapped = tile_source(task, tile, task.kernel.whole)
+        region = dataclasses.replace(
+            swapped, y0=swapped.x0, y1=swapped.x1, x0=swapped.y0, x1=swapped.y1
+        )
+        layout = task.operand(0, region)
+        target = task.destination(tile)
+        output = task.output_region(tile)
+        counts = (tile.channels, 1, tile.rows, tile.columns, 1, 1)
+        steps = (task.config.columns, 0, layout.pitch, layout.row_pitch, 0, 0)
+        _copy(
+            task,
+            "transpose",
+            counts,
+            layout.at(tile.x, tile.y, region.c0),
+            trim(steps, counts),
+            vector_read(task, tile, layout, region),
+            result_fields(target, output, counts, task.config),
+            writes(Space.ACTIVATION, target.span(output)),
+        )
         task.finish(tile, target)
 
 

@@ -8,7 +8,13 @@ from weft.compiler.kernels import Kernel
 from weft.compiler.layout import pixel_pitch
 from weft.compiler.lower_add import lower_add
 from weft.compiler.lower_convolution import lower_convolution
-from weft.compiler.lower_copy import lower_concatenate, lower_interleave, lower_pad, lower_slice
+from weft.compiler.lower_copy import (
+    lower_concatenate,
+    lower_interleave,
+    lower_pad,
+    lower_slice,
+    lower_transpose,
+)
 from weft.compiler.lower_depthwise import lower_depthwise
 from weft.compiler.lower_vector import lower_lookup, lower_multiply, lower_pool, lower_rescale
 from weft.compiler.memory_plan import MemoryPlan
@@ -27,6 +33,7 @@ from weft.ir import (
     Rescale,
     Slice,
     Subtract,
+    Transpose,
 )
 from weft_hw.config import AcceleratorConfig
 
@@ -76,6 +83,8 @@ def lower(
                 lower_lookup(task)
             case Slice():
                 lower_slice(task)
+            case Transpose():
+                lower_transpose(task)
             case Rescale():
                 lower_rescale(task)
     return context

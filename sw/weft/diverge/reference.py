@@ -67,7 +67,8 @@ def expected_regions(
             f"place in program {program.name}; it has "
             f"{', '.join(dict.fromkeys(region.name for region in program.regions)) or 'none'}"
         )
-    order = program.inputs[0].order if program.inputs else "HWC"
+    ports = (*program.inputs, *program.outputs)
+    order = next((port.order for port in ports if not port.source), "HWC")
     expected = tuple(
         _expected(region, np.asarray(reference[region.name]), order) for region in homes
     )

@@ -45,6 +45,7 @@ from weft.ir import (
     Softmax,
     Subtract,
     Tensor,
+    Transpose,
 )
 from weft_hw.instructions import Rounding
 
@@ -245,6 +246,18 @@ def _pad(importer: Importer, operator: TfliteOperator) -> None:
     importer.emit(Pad, (source,), output, padding=((top, bottom), (left, right)))
 
 
+def _transpose(importer: Importer, operator: TfliteOperator) -> None:
+    importer.expect((2,))
+    source, output = image_of(importer, 0), importer.result()
+    require_same_quantization(importer, (source,), output)
+    axes = [int(axis) % 4 for axis in importer.constant(1, ("INT32", "INT64")).reshape(-1)]
+    if sorted(axes) != [0, 1, 2, 3] or axes[0] != 0:
+        importer.refuse(f"puts the axes in the order {axes}; weft leaves the batch in front")
+    permutation = tuple(axis - 1 for axis in axes[1:])
+    require_shape(importer, output, tuple(source.shape[axis] for axis in permutation))
+    importer.emit(Transpose, (source,), output, permutation=permutation)
+
+
 def _concatenation(importer: Importer, operator: TfliteOperator) -> None:
     if len(operator.inputs) < 2 or len(operator.outputs) != 1:
         importer.refuse(f"has {len(operator.inputs)} inputs; weft takes two or more")
@@ -335,6 +348,11 @@ RULES: dict[str, Rule] = {
     "STRIDED_SLICE": Rule(_strided_slice, f"{BOXES}, positive strides; of shapes by the compiler"),
     "SUB": Rule(_elementwise(Subtract), "equal shapes, or a constant that is broadcast"),
     "TANH": Rule(element_function, "any input scale"),
+    "TRANSPOSE": Rule(
+        _transpose,
+        "rows and columns on the accelerator; any axes of inputs and outputs on the host; channels "
+        "in front of a RESHAPE to vectors by the compiler",
+    ),
     "TRANSPOSE_CONV": Rule(transpose_conv, "int8 weights"),
 }
 """By the operator's name in the schema."""

@@ -7,7 +7,18 @@ from typing import NoReturn
 import numpy as np
 
 from weft.errors import UnsupportedModel
-from weft.ir import Concatenate, Conv2d, Flatten, Graph, Linear, Operation, Reshape, Slice, Tensor
+from weft.ir import (
+    Concatenate,
+    Conv2d,
+    Flatten,
+    Graph,
+    Linear,
+    Operation,
+    Reshape,
+    Slice,
+    Tensor,
+    Transpose,
+)
 from weft.passes.base import Pass
 
 __all__ = ["ImagesOnly"]
@@ -24,6 +35,8 @@ class ImagesOnly(Pass):
       permuted from the model's order into [kernel row, kernel column, channel].
     * A Reshape disappears where elements need not move: between one-pixel images and vectors,
       back to the image that was flattened, and of a graph input that nothing else reads.
+    * A Transpose of rows and columns stays. Others disappear: what follows must be the Transpose
+      back, or a Flatten, which then reads the image in another order.
     * A flattened image that is a graph output stays an image too; who hands the output over puts
       its elements into the model's order (``Program`` records it as a host operation).
 
@@ -61,6 +74,7 @@ class _State:
         self.graph = graph
         self.aliases: dict[str, str] = {}
         self.order: dict[str, str] = {}  # of vectors that are images of more than one pixel
+        self.transposed: dict[str, Transpose] = {}  # what stands for images in another order
         self.images: dict[str, Tensor] = {}
         for tensor in graph.tensors:
             if tensor.data is not None or tensor.name in graph.inputs:
@@ -71,6 +85,21 @@ class _State:
 
     def rewrite(self, operation: Operation) -> Operation | None:
         output = self.graph.tensor(operation.output)
+        if isinstance(operation, Transpose):
+            return self._transpose(operation, output)
+        if operation.inputs[0] in self.transposed:
+            before = self.transposed[operation.inputs[0]]
+            if not isinstance(operation, Flatten) or before.order != "CHW":
+                _refuse(
+                    before,
+                    f"moves the channels of {before.inputs[0]}, which {operation.name} reads; weft "
+                    "does so only for inputs, outputs and a reshape to vectors in the order "
+                    "channels, height, width",
+                )
+            operation = dataclasses.replace(operation, inputs=before.inputs, order="CHW")
+        for name in operation.inputs[1:]:
+            if name in self.transposed:
+                _refuse(self.transposed[name], f"moves channels for {operation.name}")
         if isinstance(operation, Flatten):
             image = self.alias(operation.inputs[0])
             self.aliases[operation.output] = image
@@ -119,6 +148,23 @@ class _State:
         self.images[output.name] = output
         return dataclasses.replace(operation, inputs=inputs)
 
+    def _transpose(self, operation: Transpose, output: Tensor) -> Operation | None:
+        name, axes = operation.inputs[0], operation.permutation
+        if name in self.transposed:
+            first = self.transposed[name]
+            name, axes = first.inputs[0], _composed(first.permutation, axes)
+        operation = dataclasses.replace(operation, inputs=(self.alias(name),), permutation=axes)
+        if axes == (0, 1, 2):
+            self.aliases[output.name] = operation.inputs[0]
+            return None
+        if axes == (1, 0, 2):
+            self.images[output.name] = output
+            return operation
+        if output.name in self.graph.outputs:
+            _refuse(operation, "moves channels for an output that others read, too")
+        self.transposed[output.name] = operation
+        return None
+
     def _reshape(self, operation: Reshape, output: Tensor) -> None:
         name = operation.inputs[0]
         image = self.alias(name)
@@ -134,6 +180,12 @@ class _State:
                 )
             self.images[image] = dataclasses.replace(self.images[image], shape=output.shape)
         self.aliases[output.name] = image
+
+
+def _composed(first: tuple[int, int, int], second: tuple[int, int, int]) -> tuple[int, int, int]:
+    """One permutation for two, one behind the other."""
+    x, y, z = (first[axis] for axis in second)
+    return x, y, z
 
 
 def _refuse(operation: Operation, text: str) -> NoReturn:
