@@ -49,6 +49,7 @@ format: $(DEV) ## rewrite the sources in the project's format
 docs: $(DEV) ## regenerate the reference pages from their declarations
 	$(BIN)/python -m weft_hw.reference docs
 	$(BIN)/python -m weft.frontends.tflite_reference docs
+	PYTHONPATH=tests $(BIN)/python -m exactness docs
 
 clean: ## remove the environment, caches and outputs (not the cache in your home directory)
 	rm -rf $(VENV) build dist weft-out sim_build .mypy_cache .ruff_cache .pytest_cache

@@ -269,10 +269,15 @@ class TfliteWriter:
         shape = (batch, 1, 1, channels) if keep else (batch, channels)
         return self.node("MEAN", [source, axes], shape, options)
 
-    def pad(self, source, amounts) -> Record:
+    def pad(self, source, amounts, kind="PAD") -> Record:
+        """By zero points; PADV2 names them."""
         table = self.constant(np.array([(0, 0), *amounts, (0, 0)], np.int32))
         shape = np.array(source.shape) + table.data.sum(axis=1)
-        return self.node("PAD", [source, table], shape, schema.PadOptionsT(), like=source)
+        if kind == "PAD":
+            return self.node(kind, [source, table], shape, schema.PadOptionsT(), like=source)
+        fields = {"scales": source.scales, "zero_points": source.zero_points}
+        value = self.constant(np.array(source.zero_points, np.int8), **fields)
+        return self.node(kind, [source, table, value], shape, schema.PadV2OptionsT(), like=source)
 
     def concatenate(self, *sources) -> Record:
         options = schema.ConcatenationOptionsT()
