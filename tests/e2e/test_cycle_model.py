@@ -1,5 +1,6 @@
 """The cycle model against the RTL: whole programs, layers, and `weft estimate`."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from weft.observation.timeline import Timeline
 from weft.program import Program
 from weft.session import Session
 from weft_hw.config import PRESETS
-from weft_hw.instructions import Queue
+from weft_hw.errors import WeftError
+from weft_hw.instructions import Load, Queue
 from weft_sim.cycle_model import estimate_run
 from weft_sim.device import RunResult
 
@@ -70,6 +72,24 @@ def test_networks(name: str, config: str, models: Path, rng: np.random.Generator
         )
         assert abs(network) <= WORST_NETWORK
     assert layers.max() <= WORST_LAYER
+
+
+def test_a_wide_bus(rng: np.random.Generator) -> None:
+    """Beats that hold two words of the program, and (other tests) one, and half of one."""
+    writer, outputs = random_network(rng)
+    graph = graph_from_tflite_bytes(writer.model(*outputs), name="random")
+    inputs = tuple(record.values for record in writer.inputs)
+    config = dataclasses.replace(PRESETS["tiny"], name="wide-bus", bus_width=256)
+    program = compile_graph(graph, config)
+    rtl = simulated(program, inputs if len(inputs) > 1 else inputs[0], 20)
+    model = estimated(program, 20)
+    assert model.cycles == pytest.approx(rtl.cycles, rel=WORST_RANDOM)
+
+
+def test_a_program_that_never_ends() -> None:
+    waits = [Load(counts=(1, 1, 1), run_bytes=16, extent=1, wait=1)]
+    with pytest.raises(WeftError, match="0 of 1 instructions retire"):
+        estimate_run(PRESETS["tiny"], waits)
 
 
 def test_random_networks(rng: np.random.Generator) -> None:

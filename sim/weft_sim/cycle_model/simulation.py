@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.errors import WeftError
 from weft_hw.gateware.instruction_queue import engine_kind
 from weft_hw.instruction_values import Memory, OperandSource, Tail
 from weft_hw.instructions import (
@@ -84,12 +85,26 @@ class Simulation:
             Queue.STORE: _Store(self),
         }
         self.queues = {queue: _InstructionQueue(self, queue, engines[queue]) for queue in Queue}
+        ends = (n for n, each in enumerate(program) if isinstance(each, End))
+        self._instructions = next(ends, len(program))
         self._dispatch = _Dispatch(self, program)
 
     def run(self) -> int:
-        """Cycles from the start register's write to the interrupt."""
+        """Cycles from the start register's write to the interrupt.
+
+        Raises
+        ------
+        WeftError
+            If not every instruction retires.
+        """
         self._dispatch.begin()
         self.clock.run()
+        retired = sum(map(len, self.retires.values()))
+        if retired != self._instructions:
+            raise WeftError(
+                f"the program would not end: {retired} of {self._instructions} instructions "
+                "retire, the others wait for semaphores that nothing signals"
+            )
         return round(self.ended + self.latencies.end)
 
     def signal(self, mask: int) -> None:
@@ -116,7 +131,8 @@ class _Dispatch:
         self._words_a_beat = max(1, config.bus_bytes // WORD_BYTES)
         self._beats = (len(self._words) + 1) * self._beats_a_word / self._words_a_beat
         self._requested = 0  # beats
-        self._taken = 0.0
+        self._taken = 0
+        self._words_left = self._words_a_beat  # of the beat that comes first
         self._arrived = deque[float]()  # when each beat that is not taken is there
         self._at_work = False
 
@@ -155,9 +171,12 @@ class _Dispatch:
             return
         self._words.popleft()
         queue.put(instruction if last else None)
-        for _ in range(self._beats_a_word):
-            self._arrived.popleft()
-        self._taken += self._beats_a_word
+        self._words_left -= 1
+        if self._words_left == 0 or self._beats_a_word > 1:
+            self._words_left = self._words_a_beat
+            for _ in range(self._beats_a_word):
+                self._arrived.popleft()
+            self._taken += self._beats_a_word
         self._at_work = False
         clock = self._simulation.clock
         clock.at(clock.now + 1, self._request)
