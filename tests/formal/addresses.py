@@ -1,5 +1,8 @@
 """Proofs of the address checks of LOAD, STORE, MATRIX and VECTOR, and of the burst splitting."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data
 
@@ -9,6 +12,7 @@ from weft_hw.config import PRESETS
 from weft_hw.gateware.tile_loader import TileLoader
 from weft_hw.gateware.transfer import EntryKind, TransferGenerator
 from weft_hw.gateware.vector_steps import VectorSteps
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 from weft_hw.instructions import Element, Load, Memory, ScaleSource, Store
 
 __all__ = ["PROOFS", "entry_contract"]
@@ -23,6 +27,7 @@ def _inside_memory(entry: data.View) -> Value:
         Memory.ACTIVATION: TINY.activation_bytes,
         Memory.WEIGHT: TINY.weight_bytes,
         Memory.PARAMETER: TINY.parameter_bytes,
+        Memory.LOOKUP: LOOKUP_TABLES * LOOKUP_ENTRIES,
     }
     fits = 0
     for which, bytes_there in sizes.items():
@@ -89,6 +94,8 @@ def _transfers(m: Module, kind: type[Load] | type[Store]) -> None:
     block = TINY.burst_beats * TINY.bus_bytes
     last = inside["last_byte"] == run.address % block + run.bytes - 1
     always(m, ~(valid & (run.kind == EntryKind.BURST)) | last)
+    fits = inside["last_byte"] < block
+    always(m, ~valid | (inside["final"] == ((run.kind != EntryKind.BURST) | fits)))
     left = (run.bytes != 0) & _inside_memory(run)
     in_dram = run.address + run.bytes <= 1 << TINY.address_width
     is_burst = run.kind == EntryKind.BURST
@@ -118,7 +125,8 @@ def _trips(m: Module, dut: TransferGenerator, inside: Inside, kind: type[Load | 
         rows = memory == Memory.ACCUMULATOR
         known = rows | (element == Element.INT8)
         known &= (element <= Element.INT32) & (run_bytes != 0)
-        return known if kind is Load else known & _stored(memory)
+        loaded = reduce(or_, (memory == which for which in Memory))
+        return known & (loaded if kind is Load else _stored(memory))
 
     held = data.View(dut.instruction.payload.shape(), Value.cast(inside["held"])).fields
     ready = inside["active"] & inside.unit("nest")["ready"]
@@ -155,7 +163,7 @@ def store_entries(m: Module) -> None:
 
 
 def weight_rows(m: Module) -> None:
-    """MATRIX's weight rows: requests stay inside the weight memory and are held until taken."""
+    """MATRIX's weight rows: all requests that enter the queue lie inside the weight memory."""
     dut = TileLoader(TINY)
     inside = add(m, dut)
     free(m, dut.start, dut.instruction, dut.halt)
@@ -167,9 +175,13 @@ def weight_rows(m: Module) -> None:
     asked = Signal.like(full, name="asked")
     with m.If(inside["step"]):
         m.d.sync += asked.eq(full)
-    always(m, ~inside["request"] | ((asked >= 0) & (asked <= last) & (dut.top.address == asked)))
-    always(m, ~dut.top.valid | (dut.top.address <= last))
-    always(m, ~dut.bad | (dut.bad_address < 0) | (dut.bad_address > last))
+    checked, address = inside["checked"], inside["address"]
+    within = (asked >= 0) & (asked <= last)
+    always(m, ~checked | ((address == asked) & (inside["outside"] == ~within)))
+    always(m, ~inside["row_enters"] | (checked & within))
+    outside = (dut.bad_address < 0) | (dut.bad_address > last)
+    always(m, ~inside["row_stuck"] | outside)
+    always(m, ~dut.bad | outside)
 
 
 def vector_steps(m: Module) -> None:
@@ -239,7 +251,7 @@ PROOFS = [
     Proof("addresses: STORE", "the same for STORE", store_entries, INDUCTION, 1),
     Proof(
         "addresses: MATRIX weights",
-        "every weight row requested lies inside the weight memory; `bad` only if it does not",
+        "every weight row to be requested lies inside the weight memory; `bad` only if it does not",
         weight_rows,
         INDUCTION,
         1,

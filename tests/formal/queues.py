@@ -3,11 +3,13 @@
 from functools import partial
 
 from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data
 
 from formal.harness import add, always, constant, free, given
 from formal.prover import BOUNDED, Proof
 from weft_hw.config import PRESETS
 from weft_hw.gateware.instruction_queue import InstructionQueue
+from weft_hw.gateware.row_queue import DEPTH, RowQueue
 from weft_hw.instructions import INSTRUCTIONS, WORD_BYTES, Queue
 
 __all__ = ["PROOFS"]
@@ -82,14 +84,46 @@ def order(m: Module, queue: Queue) -> None:
     free(m, dut.stop)
 
 
+def rows(m: Module) -> None:
+    """Requests leave a row queue in order, unchanged, as many as came; each promise finds room."""
+    dut = RowQueue(data.StructLayout({"tag": 4}))
+    add(m, dut)
+    free(m, dut.promise, dut.withdraw, dut.i_valid, dut.i, dut.taken)
+    due = Signal(4)  # promised, and not yet come
+    given(m, ~dut.promise | dut.room)
+    given(m, ~dut.taken | dut.o_valid)
+    given(m, ~(dut.i_valid & dut.withdraw) & (~(dut.i_valid | dut.withdraw) | (due != 0)))
+    m.d.sync += due.eq(due + dut.promise - dut.i_valid - dut.withdraw)
+
+    which = constant(m, NUMBERS + 1, "which")
+    came, left = Signal(NUMBERS + 1), Signal(NUMBERS + 1)
+    tag = Signal(4)
+    m.d.sync += [came.eq(came + dut.i_valid), left.eq(left + dut.taken)]
+    with m.If(dut.i_valid & (came == which)):
+        m.d.sync += tag.eq(dut.i.tag)
+    always(m, ~dut.o_valid | (left != came))
+    always(m, ~(dut.o_valid & (left == which)) | (dut.o.tag == tag))
+    always(m, dut.pending == (left != came))
+    always(m, due + (came - left)[: NUMBERS + 1] <= DEPTH)
+
+
 PROOFS = [
     Proof(
-        f"queue: {queue.name}",
-        "every word comes out in its instruction's turn and place, unchanged; none is dropped, "
-        "added or reordered; signals are those of the instruction that retires",
-        partial(order, queue=queue),
+        "queue: rows",
+        "every promised request finds room and comes out in order, unchanged",
+        rows,
         BOUNDED,
-        depth,
-    )
-    for queue, depth in ((Queue.STORE, 8), (Queue.VECTOR, 8))
+        11,
+    ),
+    *(
+        Proof(
+            f"queue: {queue.name}",
+            "every word comes out in its instruction's turn and place, unchanged; none is dropped, "
+            "added or reordered; signals are those of the instruction that retires",
+            partial(order, queue=queue),
+            BOUNDED,
+            depth,
+        )
+        for queue, depth in ((Queue.STORE, 8), (Queue.VECTOR, 8))
+    ),
 ]

@@ -17,11 +17,14 @@ def test_values_and_flags_equal_nested_loops(case: int) -> None:
     streams = {"a": 20, "b": 13}
     bases = {name: rng.randint(-1000, 1000) for name in streams}
     strides = {name: [rng.randint(-200, 200) for _ in range(loops)] for name in streams}
-    nest = LoopNest(loops=loops, streams=streams)
+    handover = bool(case % 2)
+    nest = LoopNest(loops=loops, streams=streams, handover=handover)
 
     async def bench(ctx):
         for i, count in enumerate(counts):
-            ctx.set(nest.counts[i], count)
+            ctx.set(nest.first_counts[i] if handover else nest.counts[i], count)
+            if handover:
+                ctx.set(nest.counts[i], rng.randint(1, 4))
             for name in streams:
                 ctx.set(getattr(nest, f"{name}_strides")[i], strides[name][i])
         for name in streams:
@@ -29,6 +32,10 @@ def test_values_and_flags_equal_nested_loops(case: int) -> None:
         ctx.set(nest.load, 1)
         await ctx.tick()
         ctx.set(nest.load, 0)
+        for i, count in enumerate(counts):
+            if handover:
+                ctx.set(nest.first_counts[i], rng.randint(1, 4))
+            ctx.set(nest.counts[i], count)
         assert not ctx.get(nest.ready)
         await ctx.tick()
         assert ctx.get(nest.ready)

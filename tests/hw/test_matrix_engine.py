@@ -475,7 +475,7 @@ def test_tile_period_without_stalls_within_and_across_instructions(
     # Descriptor, nest, tile (or the checks of the left row, if that is small), left memory and zero
     # point, array: then the first row is there.
     array = config.rows + config.columns + 1 + ("/" in name)  # several weight modes: one more
-    start = max(4 + side, 7) + READ_LATENCY + 1 + array
+    start = max(7 + side, 8) + READ_LATENCY + 1 + array
     assert firsts[0] - record.accepted[0] == start
 
 

@@ -63,8 +63,8 @@ FAULTS = (
     ),
     Fault(
         "transfer.py",
-        "last_byte.eq(trip.dram[: self._block_bits] + trip.bytes - 1)",
-        "last_byte.eq(trip.dram[: self._block_bits] + trip.bytes)",
+        "end.eq(trip.dram[: self._block_bits] + trip.bytes - 1)",
+        "end.eq(trip.dram[: self._block_bits] + trip.bytes)",
         "a burst too many at the end of a block",
         ("test_load_engine.py",),
     ),
@@ -119,14 +119,14 @@ FAULTS = (
     ),
     Fault(
         "pieces.py",
-        "Mux(beat_ends, rest.room_size, rest.room - rest.chunk)",
+        "Mux(beat_ends, rest.room_size, room_left)",
         "rest.room_size",
         "a beat's second piece starts at its first byte",
         ("test_store_engine.py",),
     ),
     Fault(
         "load.py",
-        "exhausted.eq(piece.run_ends | piece.beat_ends)",
+        "exhausted.eq(source.run_ends | source.beat_ends)",
         "exhausted.eq(1)",
         "a beat with elements of two rows fills one of them",
         ("test_load_engine.py",),

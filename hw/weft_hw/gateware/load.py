@@ -1,6 +1,6 @@
 """The LOAD engine: from DRAM to the on-chip memories."""
 
-from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -31,6 +31,7 @@ __all__ = ["LoadEngine"]
 PIECE_FIELDS = ("kind", "memory", "element", "fill", "last")
 RUN_FIELDS = (*PIECE_FIELDS, "offset", "local", "bytes")
 NOTE_FIELDS = ("address", "instruction", "cause")
+BUS_FIELDS = ("address", "beats")
 
 
 class LoadEngine(wiring.Component):
@@ -141,14 +142,21 @@ class LoadEngine(wiring.Component):
         limit = self._config.max_outstanding
         outstanding = Signal(range(limit + 1))
         is_burst = entry.payload.kind == EntryKind.BURST
-        free = (~axi.arvalid | axi.arready) & (outstanding != limit)
-        issue = Signal()
+        free = (~axi.arvalid | axi.arready) & (outstanding != limit) & ~halt
+        # A burst that the bus does not take waits here, so that no entry depends on the bus.
+        layout = data.StructLayout({name: entry.payload[name].shape() for name in BUS_FIELDS})
+        spare = Signal(layout, name="spare_burst", reset_less=True)
+        spare_valid = Signal(name="spare_burst_valid")
+        arrives, issue = Signal(name="burst_arrives"), Signal()
+        burst = data.View(layout, Cat(entry.payload[name] for name in BUS_FIELDS))
+        chosen = data.View(layout, Mux(spare_valid, spare.as_value(), burst.as_value()))
         run = data.View(self._run_layout, runs.w_data)
         note = data.View(self._note_layout, notes.w_data)
         m.d.comb += [
             # A note stays longer than the run that it belongs to.
-            entry.ready.eq(notes.w_rdy & ~halt & (free | ~is_burst)),
-            issue.eq(entry.valid & entry.ready & is_burst),
+            entry.ready.eq(notes.w_rdy & ~halt & ~spare_valid),
+            arrives.eq(entry.valid & entry.ready & is_burst),
+            issue.eq(free & (spare_valid | arrives)),
             *[run[name].eq(entry.payload[name]) for name in RUN_FIELDS],
             *[note[name].eq(entry.payload[name]) for name in NOTE_FIELDS],
             runs.w_en.eq(entry.valid & entry.ready),
@@ -158,11 +166,14 @@ class LoadEngine(wiring.Component):
         with m.If(issue):
             m.d.sync += [
                 axi.arvalid.eq(1),
-                axi.araddr.eq(entry.payload.address),
-                axi.arlen.eq(entry.payload.beats),
+                axi.araddr.eq(chosen.address),
+                axi.arlen.eq(chosen.beats),
             ]
         with m.Elif(axi.arready):
             m.d.sync += axi.arvalid.eq(0)
+        m.d.sync += spare_valid.eq((spare_valid | arrives) & ~issue)
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(burst)
         completed = axi.rvalid & axi.rready & axi.rlast
         m.d.sync += outstanding.eq(outstanding + issue - completed)
 
@@ -202,67 +213,45 @@ class LoadEngine(wiring.Component):
     ) -> Signal:
         """Write piece by piece; the result is high while a memory or the bus holds it up."""
         config = self._config
-        axi, piece, fields = self.axi, cutter.piece.payload, cutter.piece.payload.fields
-        line, beat = config.line_bytes, config.bus_bytes
-        here = cutter.piece.valid
-
-        is_burst = Signal()
-        in_rows = Signal()  # accumulators
-        offset = Signal(range(beat))  # of the piece in its beat
-        count = Signal.like(piece.width)
-        exhausted = Signal()  # the beat is not needed any more after this step
-        m.d.comb += [
-            is_burst.eq(fields.kind == EntryKind.BURST),
-            in_rows.eq(fields.memory == Memory.ACCUMULATOR),
-            offset.eq(Mux(is_burst, beat - piece.room, 0)),
-            count.eq(Mux(piece.run_ends, piece.left, piece.width)),
-            exhausted.eq(piece.run_ends | piece.beat_ends),
-        ]
-        row = PackedPlace(m, config, "piece", piece.local, fields.element)
-
-        error = axi.rresp[1]
+        axi = self.axi
+        line = config.line_bytes
         step = Signal()
+        here, piece = self._elaborate_places(m, cutter, step)
+        is_burst = piece.kind == EntryKind.BURST
+        error = axi.rresp[1]
         m.submodules.writer = writer = _Writer(config)
         for name in ("activation", "weight", "parameter", "lookup", "accumulator"):
             wiring.connect(m, getattr(writer, name), wiring.flipped(getattr(self, name)))
         retired = Signal()
         m.d.sync += retired.eq(writer.finished)
         m.d.comb += [
-            axi.rready.eq(halt | (here & is_burst & writer.i.ready & (exhausted | error))),
+            axi.rready.eq(halt | (here & is_burst & writer.i.ready & (piece.exhausted | error))),
             self.beat.eq(axi.rvalid & axi.rready),
             step.eq(writer.i.valid & writer.i.ready),
-            cutter.piece.ready.eq(step),
             notes.r_en.eq(step & piece.run_ends),
             writer.i.valid.eq(
-                here & ~halt & Mux(is_burst, axi.rvalid & ~error, fields.kind == EntryKind.ABSENT)
+                here & ~halt & Mux(is_burst, axi.rvalid & ~error, piece.kind == EntryKind.ABSENT)
             ),
-            writer.i.payload.memory.eq(fields.memory),
-            writer.i.payload.element.eq(Mux(is_burst, fields.element, Element.INT8)),
-            writer.i.payload.address.eq(Mux(in_rows, row.row, piece.local)),
-            writer.i.payload.last.eq(fields.last & piece.run_ends),
+            writer.i.payload.memory.eq(piece.memory),
+            writer.i.payload.element.eq(Mux(is_burst, piece.element, Element.INT8)),
+            writer.i.payload.address.eq(piece.address),
+            writer.i.payload.strobe.eq(
+                Cat((lane >= piece.low) & (lane < piece.high) for lane in range(line))
+            ),
+            writer.i.payload.last.eq(piece.last & piece.run_ends),
             self.engine.retire.eq(retired & ~self.engine.stop),
         ]
-        # Strobed are bytes, or lanes of a row.
-        low, high = Signal(range(line)), Signal(range(line + 1))
-        m.d.comb += [low.eq(offset), high.eq(offset + count)]
-        with m.If(in_rows):
-            m.d.comb += low.eq(row.place >> fields.element)
-            m.d.comb += high.eq((row.place + count) >> fields.element)
-        for lane in range(line):
-            m.d.comb += writer.i.payload.strobe[lane].eq((lane >= low) & (lane < high))
-        turn = Signal(range(beat))
-        m.d.comb += turn.eq(Mux(in_rows, row.place - offset, 0))
         with m.If(is_burst):
-            m.d.comb += writer.i.payload.data.eq(rotated(m, axi.rdata, turn))
+            m.d.comb += writer.i.payload.data.eq(rotated(m, axi.rdata, piece.turn))
         with m.Else():
-            m.d.comb += writer.i.payload.data.eq(fields.fill.replicate(line))
+            m.d.comb += writer.i.payload.data.eq(piece.fill.replicate(line))
 
         # A fault is noted at once and reported when all that came before it is written.
         fault = self.engine.fault
         note = data.View(self._note_layout, notes.r_data)
         pending = Signal()
         failed_read = is_burst & axi.rvalid & axi.rready & error
-        with m.If(here & ~halt & (failed_read | (fields.kind == EntryKind.FAULT))):
+        with m.If(here & ~halt & (failed_read | (piece.kind == EntryKind.FAULT))):
             m.d.sync += [dead.eq(1), pending.eq(1)]
             m.d.sync += [fault.instruction.eq(note.instruction), fault.address.eq(note.address)]
             m.d.sync += fault.cause.eq(Mux(is_burst, FaultCause.READ_ERROR, note.cause))
@@ -273,6 +262,49 @@ class LoadEngine(wiring.Component):
         waiting = Signal()
         m.d.comb += waiting.eq(here & (~writer.i.ready | (is_burst & ~axi.rvalid)))
         return waiting
+
+    def _elaborate_places(
+        self, m: Module, cutter: PieceCutter, step: Signal
+    ) -> tuple[Signal, Signal]:
+        """The piece at hand, in a register until ``step``: where it goes, worked out beforehand."""
+        config = self._config
+        line, beat = config.line_bytes, config.bus_bytes
+        source, fields = cutter.piece.payload, cutter.piece.payload.fields
+        layout = data.StructLayout(
+            {
+                **{name: fields[name].shape() for name in PIECE_FIELDS},
+                "address": unsigned(local_address_bits(config)),  # of accumulators: a row
+                # Bytes, or lanes of a row: from the first one to before the last one.
+                "low": unsigned((line - 1).bit_length()),
+                "high": unsigned(line.bit_length()),
+                "turn": unsigned((beat - 1).bit_length()),  # bytes by which the beat is rotated
+                "run_ends": unsigned(1),
+                "exhausted": unsigned(1),  # the beat is not needed any more after this piece
+            }
+        )
+        piece = Signal(layout, name="place", reset_less=True)
+        here = Signal(name="place_valid")
+        row = PackedPlace(m, config, "piece", source.local, fields.element)
+        in_rows = fields.memory == Memory.ACCUMULATOR
+        offset = Signal(range(beat), name="piece_offset")
+        count = Signal.like(source.width, name="piece_count")
+        m.d.comb += [
+            offset.eq(Mux(fields.kind == EntryKind.BURST, beat - source.room, 0)),
+            count.eq(Mux(source.run_ends, source.left, source.width)),
+            cutter.piece.ready.eq(~here | step),
+        ]
+        with m.If(cutter.piece.ready):
+            m.d.sync += here.eq(cutter.piece.valid)
+            m.d.sync += [piece[name].eq(fields[name]) for name in PIECE_FIELDS]
+            m.d.sync += [
+                piece.address.eq(Mux(in_rows, row.row, source.local)),
+                piece.low.eq(Mux(in_rows, row.place >> fields.element, offset)),
+                piece.high.eq(Mux(in_rows, (row.place + count) >> fields.element, offset + count)),
+                piece.turn.eq(Mux(in_rows, row.place - offset, 0)),
+                piece.run_ends.eq(source.run_ends),
+                piece.exhausted.eq(source.run_ends | source.beat_ends),
+            ]
+        return here, piece
 
 
 class _Writer(wiring.Component):

@@ -19,7 +19,8 @@ class LoopNest(wiring.Component):
     after it ``ready`` is high, and the values and flags belong to the first trip. Each cycle with
     ``advance`` high steps to the next trip of the innermost loop, carrying outward, one step a
     cycle. ``counts`` and strides must be valid from the cycle after ``load`` until the nest has
-    finished; advancing while not ``ready``, or beyond the last trip, is not allowed.
+    finished. Advancing while not ``ready`` is not allowed; beyond the last trip, values and flags
+    mean nothing until ``load``.
 
     A stream keeps one register a loop (the value at the start of that loop's current trip), so that
     one addition a step suffices and no jump has to be computed beforehand. The counters are one
@@ -44,6 +45,8 @@ class LoopNest(wiring.Component):
         The loop whose trips overlap, not the innermost; None for no such members.
     leaping : collection of str
         Streams that have a leap.
+    handover : bool
+        In the cycle with ``load`` the counts come from elsewhere than later.
 
     Members
     -------
@@ -62,6 +65,9 @@ class LoopNest(wiring.Component):
         Whether trips are left out; valid as strides are.
     NAME_leap : In
         For each leaping stream.
+    first_counts : In(array of unsigned(12))
+        With ``handover``: instead of ``counts`` in the cycle with ``load``. One choice the less
+        between ``load`` and the registers that look ahead.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class LoopNest(wiring.Component):
         streams: Mapping[str, int],
         overlap: int | None = None,
         leaping: Collection[str] = (),
+        handover: bool = False,
     ) -> None:
         if loops < 1:
             raise ValueError(f"`loops` must be a positive integer, not {loops}")
@@ -80,6 +87,7 @@ class LoopNest(wiring.Component):
         self._streams = dict(streams)
         self._overlap = overlap
         self._leaping = frozenset(leaping)
+        self._handover = handover
         members: dict[str, object] = {
             "load": In(1),
             "advance": In(1),
@@ -96,6 +104,8 @@ class LoopNest(wiring.Component):
         if overlap is not None:
             members |= {"overlaps": In(1), "short_count": In(COUNT_BITS)}
             members |= {f"{name}_leap": In(signed(streams[name])) for name in leaping}
+        if handover:
+            members["first_counts"] = In(data.ArrayLayout(COUNT_BITS, loops))
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
@@ -125,11 +135,12 @@ class LoopNest(wiring.Component):
             inside = inner_last[self._overlap + 1]  # that loop steps, or one around it
             later = Mux(inside, ~last[self._overlap], ~first[self._overlap])
             m.d.comb += shortened.eq(self.overlaps & later)
+        loads = self.first_counts if self._handover else self.counts
         for i in loops:
             with m.If(self.load):
-                m.d.sync += [remaining[i].eq(self.counts[i]), first[i].eq(1)]
-                m.d.sync += [single[i].eq(self.counts[i] == 1), double[i].eq(self.counts[i] == 2)]
-                m.d.sync += nearly[i].eq(self.counts[i] == 2)
+                m.d.sync += [remaining[i].eq(loads[i]), first[i].eq(1)]
+                m.d.sync += [single[i].eq(loads[i] == 1), double[i].eq(loads[i] == 2)]
+                m.d.sync += nearly[i].eq(loads[i] == 2)
             with m.Elif(moves & inner_last[i]):
                 m.d.sync += remaining[i].eq(self.counts[i])
                 m.d.sync += [nearly[i].eq(double[i]), first[i].eq(1)]
@@ -147,7 +158,7 @@ class LoopNest(wiring.Component):
             restarts[-1] = Mux(shortened, self.short_count == 1, single[-1])
         for i in loops:
             m.d.comb += [
-                last_loads[i].eq(self.counts[i] == 1),
+                last_loads[i].eq(loads[i] == 1),
                 last_follows[i].eq(
                     Mux(inner_last[i], restarts[i], Mux(inner_last[i + 1], nearly[i], last[i]))
                 ),

@@ -90,26 +90,36 @@ class MatrixEngine(wiring.Component):
         fields = Signal(instruction_layout(Matrix), name="front", reset_less=True)
         offset = Signal(32, name="front_offset", reset_less=True)
         valid = Signal(name="front_valid")
+        # Of the held fields, from the second cycle on.
         unsupported, zero, sound = _bits("unsupported", "zero", "sound")
+        unsupported_now, zero_now = _bits("unsupported_now", "zero_now")
         loader_took, nest_took = _bits("loader_took", "nest_took")
         nest_free, nest_start = _bits("nest_free", "nest_start")
         m.d.comb += [
             port.ready.eq(~valid & ~self._halted),
-            unsupported.eq(unsupported_field(None, Matrix, fields) | self._unsupported(fields)),
-            zero.eq(zero_count(Matrix, fields)),
-            sound.eq(valid & ~unsupported & ~zero & ~self._halted),
-            loader.start.eq(sound & ~loader_took & loader.free),
-            nest_start.eq(sound & ~nest_took & nest_free),
+            unsupported_now.eq(unsupported_field(None, Matrix, fields) | self._unsupported(fields)),
+            zero_now.eq(zero_count(Matrix, fields)),
+            loader.start.eq(sound & ~loader_took & loader.free & ~self._halted),
+            nest_start.eq(sound & ~nest_took & nest_free & ~self._halted),
             loader.instruction.eq(fields),
             loader.halt.eq(self._halted),
         ]
         loader_offset = Signal.like(offset, name="loader_offset")
+        # Of the instruction that the loader's rows under check belong to.
+        checked_offset = Signal.like(offset, name="loader_checked_offset")
+        with m.If(~loader.stops):
+            m.d.sync += checked_offset.eq(loader_offset)
         with m.If(loader.start):
             m.d.sync += [loader_took.eq(1), loader_offset.eq(offset)]
         with m.If(nest_start):
             m.d.sync += nest_took.eq(1)
+        m.d.sync += [
+            unsupported.eq(valid & unsupported_now),
+            zero.eq(valid & zero_now),
+            sound.eq(valid & ~unsupported_now & ~zero_now),
+        ]
         with m.If((loader_took | loader.start) & (nest_took | nest_start)):
-            m.d.sync += [valid.eq(0), loader_took.eq(0), nest_took.eq(0)]
+            m.d.sync += [valid.eq(0), sound.eq(0), loader_took.eq(0), nest_took.eq(0)]
         with m.If(port.valid & port.ready):
             m.d.sync += [
                 valid.eq(1),
@@ -124,7 +134,7 @@ class MatrixEngine(wiring.Component):
             zero=zero,
             nest_free=nest_free,
             nest_start=nest_start,
-            loader_offset=loader_offset,
+            loader_offset=checked_offset,
         )
 
     def _unsupported(self, fields: data.View) -> Value:

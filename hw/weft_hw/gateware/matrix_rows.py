@@ -87,7 +87,7 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
         "y": COORDINATE_BITS,
         "x": COORDINATE_BITS,
     }
-    m.submodules.nest = nest = LoopNest(loops=LOOPS_MATRIX, streams=streams)
+    m.submodules.nest = nest = LoopNest(loops=LOOPS_MATRIX, streams=streams, handover=True)
     held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
     offset = Signal.like(front.offset, name="nest_offset")
     active = Signal(name="nest_active")
@@ -101,7 +101,7 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
         stationary.eq(held.dataflow == Dataflow.OUTPUT_STATIONARY),
         front.nest_free.eq(~active | (step & nest.finished)),
         nest.load.eq(front.nest_start),
-        nest.advance.eq(step & ~nest.finished),
+        nest.advance.eq(step),
         nest.left_base.eq(front.fields.left_address),
         nest.accumulator_base.eq(front.fields.accumulator_address),
         nest.y_base.eq(front.fields.y_origin),
@@ -111,7 +111,8 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
         rows = held.accumulator_strides[i]
         outer = i < TILE_LOOPS_MATRIX
         m.d.comb += [
-            nest.counts[i].eq(Mux(nest.load, front.fields.counts[i], held.counts[i])),
+            nest.first_counts[i].eq(front.fields.counts[i]),
+            nest.counts[i].eq(held.counts[i]),
             nest.left_strides[i].eq(held.left_strides[i]),
             nest.accumulator_strides[i].eq(rows if outer else Mux(stationary, 0, rows)),
             nest.y_strides[i].eq(held.y_steps[i]),

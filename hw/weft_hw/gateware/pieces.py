@@ -16,10 +16,9 @@ class PieceCutter(wiring.Component):
     be known: if it does, the next run's first piece takes its place.
 
     Flow control: one piece a cycle, across runs. ``piece`` comes from registers and has one more
-    behind it, so that no cut depends on its readiness in the same cycle; ``run`` is ready while
-    nothing is held, or its last piece is cut.
+    behind it, so that no cut depends on its readiness in the same cycle; likewise two runs wait.
 
-    Timing: a run's first piece is valid two cycles after its acceptance.
+    Timing: a run's first piece is valid three cycles after its acceptance.
 
     Parameters
     ----------
@@ -74,32 +73,53 @@ class PieceCutter(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        following, follows, takes = self._elaborate_runs(m)
         rest = Signal(self._run, reset_less=True)  # of the run, from the next piece on
         valid = Signal()
+        # Of the next piece; that its beat or its chunk ends is known when it becomes the next.
+        beat_ends = Signal(reset_less=True)
+        chunk_ends = Signal(reset_less=True)
         width = Signal.like(rest.room)
-        run_ends, beat_ends, chunk_ends = Signal(), Signal(), Signal()
+        run_ends = Signal()
         cut = Signal()  # a piece goes to the output, or to the place behind it
         spare = Signal(self._piece, reset_less=True)
         spare_valid = Signal()
         m.d.comb += [
-            beat_ends.eq(rest.room <= rest.chunk),
-            chunk_ends.eq(rest.chunk <= rest.room),
             width.eq(Mux(beat_ends, rest.room, rest.chunk)),
             run_ends.eq(rest.bytes <= width),
             cut.eq(valid & ~spare_valid),
-            self.run.ready.eq(~valid | (cut & run_ends)),
+            takes.eq(~valid | (cut & run_ends)),
         ]
-        with m.If(self.run.ready):
-            m.d.sync += valid.eq(self.run.valid)
-            with m.If(self.run.valid):
-                m.d.sync += rest.eq(self.run.payload)
+        # How the piece after it ends, for each way in which this one does.
+        room_left = Signal.like(rest.room)
+        chunk_left = Signal.like(rest.chunk)
+        m.d.comb += [
+            room_left.eq(rest.room - rest.chunk),
+            chunk_left.eq(rest.chunk - rest.room),
+        ]
+        with m.If(takes):
+            m.d.sync += [
+                valid.eq(follows),
+                rest.eq(following),
+                beat_ends.eq(following.room <= following.chunk),
+                chunk_ends.eq(following.chunk <= following.room),
+            ]
         with m.Elif(cut):
             m.d.sync += [
                 rest.bytes.eq(rest.bytes - width),
                 rest.local.eq(rest.local + Mux(rest.aligned, rest.room_size, width)),
-                rest.room.eq(Mux(beat_ends, rest.room_size, rest.room - rest.chunk)),
-                rest.chunk.eq(Mux(chunk_ends, rest.chunk_size, rest.chunk - rest.room)),
+                rest.room.eq(Mux(beat_ends, rest.room_size, room_left)),
+                rest.chunk.eq(Mux(chunk_ends, rest.chunk_size, chunk_left)),
             ]
+            with m.If(beat_ends & chunk_ends):
+                m.d.sync += beat_ends.eq(rest.room_size <= rest.chunk_size)
+                m.d.sync += chunk_ends.eq(rest.chunk_size <= rest.room_size)
+            with m.Elif(beat_ends):
+                m.d.sync += beat_ends.eq(rest.room_size <= chunk_left)
+                m.d.sync += chunk_ends.eq(chunk_left <= rest.room_size)
+            with m.Else():
+                m.d.sync += beat_ends.eq(room_left <= rest.chunk_size)
+                m.d.sync += chunk_ends.eq(rest.chunk_size <= room_left)
         new = Signal(self._piece)
         m.d.comb += [
             new.local.eq(rest.local),
@@ -112,10 +132,27 @@ class PieceCutter(wiring.Component):
         ]
         with m.If(~self.piece.valid | self.piece.ready):
             m.d.sync += [self.piece.valid.eq(cut | spare_valid), spare_valid.eq(0)]
-            with m.If(spare_valid):
-                m.d.sync += self.piece.payload.eq(spare)
-            with m.Elif(cut):
-                m.d.sync += self.piece.payload.eq(new)
-        with m.Elif(cut):
-            m.d.sync += [spare.eq(new), spare_valid.eq(1)]
+            m.d.sync += self.piece.payload.eq(Mux(spare_valid, spare, new))
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(new)
+            m.d.sync += spare_valid.eq(cut & self.piece.valid & ~self.piece.ready)
         return m
+
+    def _elaborate_runs(self, m: Module) -> tuple[Signal, Signal, Signal]:
+        """The run that comes next, in a register; whether there is one; what removes it.
+
+        There is one more place behind it, so that a run's end does not reach its sender.
+        """
+        following = Signal(self._run, name="following", reset_less=True)
+        behind = Signal(self._run, name="behind", reset_less=True)
+        valid = Signal(name="following_valid")
+        behind_valid = Signal()
+        takes = Signal()
+        m.d.comb += self.run.ready.eq(~behind_valid)
+        with m.If(~valid | takes):
+            m.d.sync += [valid.eq(self.run.valid | behind_valid), behind_valid.eq(0)]
+            m.d.sync += following.eq(Mux(behind_valid, behind, self.run.payload))
+        with m.If(~behind_valid):
+            m.d.sync += behind.eq(self.run.payload)
+            m.d.sync += behind_valid.eq(self.run.valid & valid & ~takes)
+        return following, valid, takes

@@ -1,6 +1,6 @@
 """A queue of requests that are worked out ahead of their use, by credit."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -29,6 +29,8 @@ class RowQueue(wiring.Component):
     -------
     room : Out(1)
         A place may be promised in this cycle, by ``promise``.
+    withdraw : In(1)
+        A request that has a place will not come.
     i_valid, i : In
         A request that has a place.
     o_valid, o : Out
@@ -43,6 +45,7 @@ class RowQueue(wiring.Component):
             {
                 "room": Out(1),
                 "promise": In(1),
+                "withdraw": In(1),
                 "i_valid": In(1),
                 "i": In(layout),
                 "o_valid": Out(1),
@@ -60,11 +63,11 @@ class RowQueue(wiring.Component):
         pushed = Signal(range(2 * DEPTH))  # one more bit than an address, to tell full from empty
         popped = Signal(range(2 * DEPTH))
         promised = Signal(range(DEPTH + 1))
+        room = Signal(init=1, name="has_room")
         valid = Signal()
         output = Signal(self._layout, reset_less=True)
         waits, moves = Signal(), Signal()
         m.d.comb += [
-            self.room.eq(promised != DEPTH),
             write.addr.eq(pushed[:-1]),
             write.data.eq(self.i),
             write.en.eq(self.i_valid),
@@ -75,10 +78,13 @@ class RowQueue(wiring.Component):
             self.o.eq(output),
             self.pending.eq(valid | waits),
         ]
+        # Whether a place comes free in this cycle matters only when all are taken: it is not asked.
+        m.d.sync += room.eq(Mux(self.promise, promised < DEPTH - 1, promised != DEPTH))
+        m.d.comb += self.room.eq(room)
         m.d.sync += [
             pushed.eq(pushed + self.i_valid),
             popped.eq(popped + moves),
-            promised.eq(promised + self.promise - self.taken),
+            promised.eq(promised + self.promise - self.withdraw - self.taken),
         ]
         with m.If(moves):
             m.d.sync += [valid.eq(1), output.eq(read.data)]

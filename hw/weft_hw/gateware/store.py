@@ -155,28 +155,45 @@ class StoreEngine(wiring.Component):
         outstanding = Signal(range(limit + 1))
         is_burst = entry.payload.kind == EntryKind.BURST
         # As many places as bursts may be outstanding: the queue of beats cannot be full here.
-        free = (~axi.awvalid | axi.awready) & (outstanding != limit)
+        free = (~axi.awvalid | axi.awready) & (outstanding != limit) & ~halt
         taken = entry.valid & entry.ready
-        issue = Signal()
+        # A burst that the bus does not take waits here, so that no entry depends on the bus.
+        layout = data.StructLayout(
+            {
+                "address": unsigned(DRAM_BITS),
+                "beats": unsigned(8),
+                **{name: member.shape for name, member in self._beats_layout},
+            }
+        )
+        spare = Signal(layout, name="spare_burst", reset_less=True)
+        spare_valid = Signal(name="spare_burst_valid")
+        arrives, issue = Signal(name="burst_arrives"), Signal()
+        burst = Signal(layout)
+        chosen = data.View(layout, Mux(spare_valid, spare.as_value(), burst.as_value()))
         noted = data.View(self._beats_layout, beats.w_data)
         awaited = data.View(self._response_layout, responses.w_data)
         m.d.comb += [
-            entry.ready.eq(responses.w_rdy & ~halt & (free | ~is_burst)),
-            issue.eq(taken & is_burst),
+            entry.ready.eq(responses.w_rdy & ~halt & ~spare_valid),
+            arrives.eq(taken & is_burst),
+            issue.eq(free & (spare_valid | arrives)),
+            *[burst[name].eq(entry.payload[name]) for name, _ in layout],
             beats.w_en.eq(issue),
             responses.w_en.eq(taken),
-            *[noted[name].eq(entry.payload[name]) for name, _ in self._beats_layout],
+            *[noted[name].eq(chosen[name]) for name, _ in self._beats_layout],
             *[awaited[name].eq(entry.payload[name]) for name, _ in self._response_layout],
             self.engine.bus_busy.eq(outstanding.any()),
         ]
         with m.If(issue):
             m.d.sync += [
                 axi.awvalid.eq(1),
-                axi.awaddr.eq(entry.payload.address),
-                axi.awlen.eq(entry.payload.beats),
+                axi.awaddr.eq(chosen.address),
+                axi.awlen.eq(chosen.beats),
             ]
         with m.Elif(axi.awready):
             m.d.sync += axi.awvalid.eq(0)
+        m.d.sync += spare_valid.eq((spare_valid | arrives) & ~issue)
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(burst)
         m.d.sync += outstanding.eq(outstanding + issue - (axi.bvalid & axi.bready))
 
     def _elaborate_beats(self, m: Module, beats: fifo.SyncFIFO, halt: Signal) -> None:
@@ -206,11 +223,12 @@ class StoreEngine(wiring.Component):
         chunk = Signal(range(width + 1))
         chunk_size = Signal(range(width + 1))
         with m.If(head.memory == Memory.ACCUMULATOR):
-            # A chunk ends with its row, which may be shorter.
+            # A chunk ends with its row, which may be shorter; both sizes are powers of two.
+            shorter = whole.size < width
             m.d.comb += [
                 local.eq(head.local),
-                chunk.eq(Mux(whole.left < chunk_left, whole.left, chunk_left)),
-                chunk_size.eq(Mux(whole.size < width, whole.size, width)),
+                chunk.eq(Mux(shorter, whole.left, chunk_left)),
+                chunk_size.eq(Mux(shorter, whole.size, width)),
             ]
         with m.Else():  # every beat is one
             m.d.comb += [

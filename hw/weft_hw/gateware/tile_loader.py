@@ -8,6 +8,7 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.array import TOP_BITS
 from weft_hw.gateware.interfaces import READ_LATENCY, ReadPort, instruction_layout
 from weft_hw.gateware.loops import LoopNest
+from weft_hw.gateware.row_queue import RowQueue
 from weft_hw.instructions import (
     LOOPS_MATRIX,
     STRIDE_BITS,
@@ -31,10 +32,11 @@ class TileLoader(wiring.Component):
     In the output-stationary dataflow each top row is a tile of one row, which all rows of the array
     take; one that lies out of bounds is passed over.
 
+    Requests are worked out ahead: they wait in a queue until the array has room for their rows.
     Rows wait in a buffer of ``READ_LATENCY + 2`` rows, just enough for one row a cycle. From there
     row 0 of a tile may enter the array from the cycle in which the previous tile's swap enters it;
     the shadow weights are free from then on. With the buffer no request depends on the left
-    memory's readiness in the same cycle.
+    memory's readiness in the same cycle, and with the queue no step of the nest on a memory's.
 
     A row requested in cycle g and not held back enters the array in cycle g + READ_LATENCY + 1. So
     all rows of a tile are in the array before a left row that enters READ_LATENCY + 1 cycles after
@@ -66,6 +68,8 @@ class TileLoader(wiring.Component):
         All rows of the next tile to be swapped in were requested in earlier cycles.
     bad, bad_address : Out(1), Out(signed)
         The next row lies outside the weight memory; it is never requested.
+    stops : Out(1)
+        Such a row has been found; it was stepped to in the cycle before this bit rose.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -86,6 +90,7 @@ class TileLoader(wiring.Component):
                 "swap_issued": In(1),
                 "loaded": Out(1),
                 "bad": Out(1),
+                "stops": Out(1),
                 "bad_address": Out(signed(TOP_ADDRESS_BITS)),
             }
         )
@@ -105,16 +110,22 @@ class TileLoader(wiring.Component):
         # Tiles requested whole whose first left row is still to be requested: those of one row that
         # are outstanding, and one in the shadow registers.
         tiles = Signal(range(READ_LATENCY + 4))
-        m.d.comb += self.loaded.eq(tiles != 0)
-        m.d.sync += tiles.eq(tiles + (issued & row.last) - self.swap_issued)
+        tiles_next = Signal.like(tiles)
+        loaded = Signal(name="has_tiles")
+        m.d.comb += [
+            tiles_next.eq(tiles + (issued & row.last) - self.swap_issued),
+            self.loaded.eq(loaded),
+        ]
+        m.d.sync += [tiles.eq(tiles_next), loaded.eq(tiles_next != 0)]
         return m
 
     def _requests(self, m: Module, credit: Signal) -> tuple[Signal, Signal]:
-        """The loop nest and, behind it, a register that holds the request."""
+        """The loop nest and, behind it, checks and a queue of requests."""
         rows = self._config.rows
         m.submodules.nest = nest = LoopNest(
             loops=LOOPS_MATRIX + 1,
             streams={"top": TOP_ADDRESS_BITS, "y": COORDINATE_BITS, "x": COORDINATE_BITS},
+            handover=True,
         )
         held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
         active = Signal()
@@ -125,66 +136,79 @@ class TileLoader(wiring.Component):
             m.d.sync += active.eq(0)
         m.d.comb += [
             nest.load.eq(self.start),
-            nest.advance.eq(step & ~nest.finished),
+            nest.advance.eq(step),
             nest.top_base.eq(self.instruction.top_address),
             nest.y_base.eq(self.instruction.y_origin),
             nest.x_base.eq(self.instruction.x_origin),
         ]
-        streams = Signal()
-        next_streams = Signal()
+        arriving = self.instruction
+        streams, streams_first = Signal(), Signal()
         m.d.comb += [
             streams.eq(held.dataflow == Dataflow.OUTPUT_STATIONARY),
-            next_streams.eq(
-                Mux(self.start, self.instruction.dataflow == Dataflow.OUTPUT_STATIONARY, streams)
-            ),
+            streams_first.eq(arriving.dataflow == Dataflow.OUTPUT_STATIONARY),
         ]
+        for counts, fields, rows_stream in (
+            (nest.first_counts, arriving, streams_first),
+            (nest.counts, held, streams),
+        ):
+            for i in range(LOOPS_MATRIX):
+                inner = Mux(rows_stream, fields.counts[i], 1)
+                outer = i < TILE_LOOPS_MATRIX
+                m.d.comb += counts[i].eq(fields.counts[i] if outer else inner)
+            m.d.comb += counts[LOOPS_MATRIX].eq(Mux(rows_stream, 1, rows))
         for i in range(LOOPS_MATRIX):
-            count = Mux(self.start, self.instruction.counts[i], held.counts[i])
-            outer = i < TILE_LOOPS_MATRIX
             m.d.comb += [
-                nest.counts[i].eq(count if outer else Mux(next_streams, count, 1)),
                 nest.top_strides[i].eq(held.top_strides[i]),
                 nest.y_strides[i].eq(held.y_steps[i]),
                 nest.x_strides[i].eq(held.x_steps[i]),
             ]
-        m.d.comb += [
-            nest.counts[LOOPS_MATRIX].eq(Mux(next_streams, 1, rows)),
-            nest.top_strides[LOOPS_MATRIX].eq(held.tile_stride),
-        ]
+        m.d.comb += nest.top_strides[LOOPS_MATRIX].eq(held.tile_stride)
 
+        request = data.StructLayout({"address": self.top.address.shape(), "row": self._row})
+        m.submodules.row_queue = queue = RowQueue(request)
         inside = (nest.y.as_unsigned() < held.y_extent) & (nest.x.as_unsigned() < held.x_extent)
         last_address = self._config.weight_bytes - self._config.columns
-        exists = Signal()
-        outside = Signal()
-        request = Signal()
-        waiting = Signal()
+        # In the cycle after a step: its row, whether it exists, and lies outside the memory.
+        checked = Signal()
+        exists = Signal(reset_less=True)
+        outside = Signal(reset_less=True)
+        address = Signal.like(nest.top, reset_less=True)
         row = Signal(self._row, reset_less=True)
-        address = Signal.like(self.top.address, reset_less=True)
+        wrong, row_enters = Signal(), Signal()
+        stuck = Signal(name="row_stuck")  # at a row that is wrong, for ever
+        waiting = Signal()
         issued = Signal()
         m.d.comb += [
-            exists.eq((held.bounds != Bounds.TOP) | inside),
-            outside.eq(exists & (nest.top.as_unsigned() > last_address)),  # a negative one, too
-            self.bad.eq(active & nest.ready & outside),
-            self.bad_address.eq(nest.top),
-            self.top.valid.eq(request & credit & (~self.halt | waiting)),
-            self.top.address.eq(address),
-            issued.eq(self.top.valid & self.top.ready),
-            step.eq(active & nest.ready & ~outside & (~request | issued)),
+            step.eq(active & nest.ready & queue.room & ~stuck),
             self.free.eq(~active | (step & nest.finished)),
+            wrong.eq(checked & exists & outside & ~stuck),
+            queue.promise.eq(step),
+            queue.withdraw.eq(checked & ~exists),
+            row_enters.eq(checked & exists & ~outside & ~stuck),
+            queue.i_valid.eq(row_enters),
+            queue.i.address.eq(address),
+            queue.i.row.eq(row),
+            self.stops.eq(wrong | stuck),
+            self.bad.eq(stuck & ~queue.pending),
+            self.top.valid.eq(queue.o_valid & credit & (~self.halt | waiting)),
+            self.top.address.eq(queue.o.address),
+            issued.eq(self.top.valid & self.top.ready),
+            queue.taken.eq(issued),
         ]
-        m.d.sync += waiting.eq(self.top.valid & ~self.top.ready)
+        m.d.sync += [checked.eq(step), waiting.eq(self.top.valid & ~self.top.ready)]
         with m.If(step):
             m.d.sync += [
-                request.eq(exists),
+                exists.eq((held.bounds != Bounds.TOP) | inside),
+                outside.eq(nest.top.as_unsigned() > last_address),  # a negative one, too
                 address.eq(nest.top),
                 row.zero_point.eq(held.top_zero_point),
                 row.last.eq(nest.last[LOOPS_MATRIX]),
                 row.all.eq(streams),
                 row.sideways.eq((held.load_side == LoadSide.LEFT) & ~streams),
             ]
-        with m.Elif(issued):
-            m.d.sync += request.eq(0)
-        return issued, row
+        with m.If(wrong):
+            m.d.sync += [stuck.eq(1), self.bad_address.eq(address)]
+        return issued, queue.o.row
 
     def _buffer(self, m: Module, row: Signal) -> Signal:
         """Rows that have arrived, and the rule by which they enter the array."""

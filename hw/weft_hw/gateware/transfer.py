@@ -175,9 +175,12 @@ class TransferGenerator(wiring.Component):
         run = Signal(entry_layout(self._config), reset_less=True)  # what is left of it
         run_valid = Signal()
         last_byte = Signal(STRIDE_BITS + 1, reset_less=True)  # from the block in which it begins
-        done = self._elaborate_split(m, run, run_valid, last_byte)
+        final = Signal(reset_less=True)  # the next entry is the run's last
+        done = self._elaborate_split(m, run, run_valid, last_byte, final)
         cause, address = self._elaborate_checks(m, trip)
         m.d.comb += check.eq(trip_valid & ~dead & (~run_valid | done))
+        end = Signal.like(last_byte, name="run_end")
+        m.d.comb += end.eq(trip.dram[: self._block_bits] + trip.bytes - 1)
         with m.If(check):
             dropped = ~trip.exists & ~trip.last if self._kind is Store else Const(0)
             m.d.sync += [
@@ -187,7 +190,10 @@ class TransferGenerator(wiring.Component):
                 run.address.eq(address),
                 run.local.eq(trip.packed),
                 run.cause.eq(cause),
-                last_byte.eq(trip.dram[: self._block_bits] + trip.bytes - 1),
+                last_byte.eq(end),
+                final.eq(
+                    ~trip.exists | (cause != FaultCause.NONE) | (end[self._block_bits :] == 0)
+                ),
             ]
             for name in ("bytes", "memory", "element", "fill", "last", "instruction"):
                 m.d.sync += run[name].eq(trip[name])
@@ -205,14 +211,14 @@ class TransferGenerator(wiring.Component):
                 "local": LOCAL_STREAM_BITS,
                 "coordinate": COORDINATE_STREAM_BITS,
             },
+            handover=True,
         )
         arriving = self.instruction.payload.fields
         m.d.comb += [
             nest.load.eq(accept),
-            nest.advance.eq(take & ~nest.finished),
-            nest.counts.eq(
-                Mux(accept, Value.cast(arriving.counts), Value.cast(held.fields.counts))
-            ),
+            nest.advance.eq(take),
+            nest.first_counts.eq(arriving.counts),
+            nest.counts.eq(held.fields.counts),
             nest.dram_base.eq(arriving.dram_address),
             nest.local_base.eq(arriving.address),
             nest.coordinate_base.eq(arriving.origin),
@@ -330,7 +336,7 @@ class TransferGenerator(wiring.Component):
         return (self._config.burst_beats * self._config.bus_bytes - 1).bit_length()
 
     def _elaborate_split(
-        self, m: Module, run: data.View, run_valid: Signal, last_byte: Signal
+        self, m: Module, run: data.View, run_valid: Signal, last_byte: Signal, final: Signal
     ) -> Value:
         """Offer the run's next burst; the result is high when its last entry is taken."""
         config = self._config
@@ -339,25 +345,21 @@ class TransferGenerator(wiring.Component):
         entry = self.entry.payload
         place = run.address[:block_bits]  # within a block of burst_beats beats
         room = Signal(block_bits + 1)
-        fits = Signal()
         m.d.comb += [
             room.eq((1 << block_bits) - place),
-            fits.eq(last_byte[block_bits:] == 0),
             self.entry.valid.eq(run_valid),
             entry.eq(run),
         ]
-        final = Signal()
-        m.d.comb += final.eq((run.kind != EntryKind.BURST) | fits)
         with m.If(run.kind == EntryKind.BURST):
             whole = (1 << (block_bits - beat_bits)) - 1
-            last_beat = Mux(fits, last_byte[beat_bits:block_bits], whole)
+            last_beat = Mux(final, last_byte[beat_bits:block_bits], whole)
             m.d.comb += [
                 entry.address[:beat_bits].eq(0),
                 entry.offset.eq(place[:beat_bits]),
                 entry.beats.eq(last_beat - place[beat_bits:]),
-                entry.last.eq(run.last & fits),
+                entry.last.eq(run.last & final),
             ]
-            with m.If(~fits):
+            with m.If(~final):
                 m.d.comb += entry.bytes.eq(room)
         taken = self.entry.valid & self.entry.ready
         with m.If(taken & ~final):
@@ -367,5 +369,6 @@ class TransferGenerator(wiring.Component):
                 run.local.eq(run.local + room),
                 run.bytes.eq(run.bytes - room),
                 last_byte[block_bits:].eq(last_byte[block_bits:] - 1),
+                final.eq(last_byte[block_bits:] == 1),
             ]
         return taken & final
