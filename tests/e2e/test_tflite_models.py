@@ -1,6 +1,7 @@
 """The four reference networks of MLPerf Tiny, as their files are, against TFLite's interpreter."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -28,7 +29,14 @@ NETWORKS = {
 }
 """Multiply-accumulates, as the networks' own page counts them."""
 
+CONFIGS = ("base16", "flex16", "edge8")
 RANDOM_INPUTS = 20
+
+
+@functools.cache
+def compiled(path: Path, config: str) -> weft.Program:
+    """One compilation for all tests of a worker; it takes seconds, and nothing changes it."""
+    return weft.compile(path, config=config)
 
 
 def inputs_of(models: Path, name: str, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -52,26 +60,49 @@ def expected_of(models: Path, name: str, samples: np.ndarray) -> np.ndarray:
     return np.stack(expected)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_outputs_equal_the_interpreter(name: str, models: Path, rng: np.random.Generator) -> None:
+def test_outputs_equal_the_interpreter(
+    name: str, config: str, models: Path, rng: np.random.Generator
+) -> None:
     samples = inputs_of(models, name, rng, RANDOM_INPUTS)
-    program = weft.compile(models / f"{name}.tflite", config="base16")
+    program = compiled(models / f"{name}.tflite", config)
     assert program.macs == NETWORKS[name]
     with Session(program, engine="functional") as session:
         made = session.run(samples)
     np.testing.assert_array_equal(made, expected_of(models, name, samples))
 
 
-@pytest.mark.parametrize("config", ["base16", "flex16", "edge8"])
+@pytest.mark.rtl
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_equal_the_interpreter_on_rtl(
+    name: str, config: str, models: Path, rng: np.random.Generator
+) -> None:
+    """Three samples, a provided one first; what it prints is in `docs/measurements.md`."""
+    samples = inputs_of(models, name, rng, 3)[[0, -2, -1]]
+    program = compiled(models / f"{name}.tflite", config)
+    with Session(program, engine="rtl") as session:
+        made = session.run(samples)
+        cycles, remainder = divmod(session.report["cycles"], len(samples))
+    np.testing.assert_array_equal(made, expected_of(models, name, samples))
+    assert remainder == 0  # what the machine does never depends on the values
+    print(f"{name} {config}: {cycles:,} cycles an inference")
+
+
+@pytest.mark.parametrize("engine", ["functional", pytest.param("rtl", marks=pytest.mark.rtl)])
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_tensor_equals_the_interpreter(
-    name: str, config: str, models: Path, rng: np.random.Generator
+    name: str, config: str, engine: str, models: Path, rng: np.random.Generator
 ) -> None:
     sample = inputs_of(models, name, rng, 1)[0]
     graph = graph_from_tflite(models / f"{name}.tflite")
     results = tuple(operation.output for operation in graph.operations)
     everything = dataclasses.replace(graph, outputs=results)
-    with Session(compile_graph(everything, PRESETS[config]), engine="functional") as session:
+    # Forced tiles: others than those that the outputs alone are compiled with, and no search.
+    program = compile_graph(everything, PRESETS[config], force_tiles=len(results))
+    with Session(program, engine=engine) as session:
         made = session.run(sample)
     assert set(made) == set(results)
     interpreter = open_interpreter(models / f"{name}.tflite")
@@ -80,11 +111,42 @@ def test_every_tensor_equals_the_interpreter(
         np.testing.assert_array_equal(made[tensor], expected[tensor][0], err_msg=tensor)
 
 
+def photographs(size: int) -> np.ndarray:
+    """scikit-learn's two photographs, squares from their left and right and whole, uint8."""
+    datasets = pytest.importorskip("sklearn.datasets", reason='needs pip install "weft[demo]"')
+    image = pytest.importorskip("PIL.Image", reason='needs pip install "weft[demo]"')
+    found = []
+    for photograph in datasets.load_sample_images().images:
+        height, width, _ = photograph.shape
+        assert width > height
+        for part in (photograph[:, :height], photograph[:, width - height :], photograph):
+            resized = image.fromarray(part).resize((size, size), image.Resampling.BILINEAR)
+            found.append(np.asarray(resized))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("engine", ["functional", pytest.param("rtl", marks=pytest.mark.rtl)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_photographs(config: str, engine: str, models: Path) -> None:
+    """Float pixels, which the session quantizes; the interpreter gets codes counted by hand."""
+    name = "vww_96_int8"
+    pixels = photographs(96)
+    if engine == "rtl":
+        pixels = pixels[2::3]  # both photographs, whole
+    assert len(np.unique(pixels)) > 200
+    with Session(compiled(models / f"{name}.tflite", config), engine=engine) as session:
+        made = session.run(pixels.astype(np.float32) / np.float32(255))
+    codes = (pixels.astype(np.int16) - 128).astype(np.int8)  # scale 1/255, zero point -128
+    expected = expected_of(models, name, codes)
+    assert len(np.unique(expected, axis=0)) > 1
+    np.testing.assert_array_equal(made, expected)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_report_names_what_the_host_computes(name: str, models: Path) -> None:
     graph = graph_from_tflite(models / f"{name}.tflite")
     on_host = [each for each in graph.operations if isinstance(each, HostOperation)]
-    program = weft.compile(models / f"{name}.tflite", config="edge8")
+    program = compiled(models / f"{name}.tflite", "edge8")
     told = [text for text in program.host_ops if text.startswith("compute ")]
     assert len(told) == len(on_host) == len(program.host_steps) <= 1
     for operation, text in zip(on_host, told, strict=True):
