@@ -68,7 +68,8 @@ class Contention:
             return
         for bank, number in accesses.items():
             self._updates[bank] = self._updates.get(bank, 0.0) + sign * number
-        self._share()
+        if any(bank in stream.work.accesses for bank in accesses for stream in self._streams):
+            self._share()
 
     def _share(self) -> None:
         """Work out all rates anew, and when each stream will end."""

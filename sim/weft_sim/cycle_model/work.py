@@ -6,6 +6,7 @@ Everything here follows from the instruction and the configuration alone (docs/m
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,7 @@ class Entry:
     writes: int
 
 
+@lru_cache(maxsize=4096)  # a compiler that tries schedules asks again and again
 def matrix_work(config: AcceleratorConfig, instruction: Matrix) -> Work:
     """Cycles from the first left row's request to the last one's, and the banks they touch."""
     counts = instruction.counts
@@ -158,6 +160,7 @@ def _updates(
                 yield steps - pace, writes | reads
 
 
+@lru_cache(maxsize=4096)
 def vector_work(config: AcceleratorConfig, instruction: Vector) -> Work:
     """Requests from the first to the last, and the banks they touch."""
     counts = instruction.counts
