@@ -16,6 +16,7 @@ from tflite_writer import (
 from weft.compiler import compile_graph
 from weft.errors import UnsupportedModel
 from weft.frontends.tflite import graph_from_tflite_bytes
+from weft.observation.disassembly import disassembly
 from weft.session import Session
 from weft_hw.config import PRESETS
 
@@ -108,6 +109,8 @@ def test_one_table_for_alike_layers(rng: Random) -> None:
     data = writer.model(*outputs)
     made, _, purposes = run(data, source.values, "tiny")
     assert purposes.count("load table") == 1
+    program = compile_graph(graph_from_tflite_bytes(data), PRESETS["tiny"])
+    assert "; load table, tile 0: logistic_0.table -> lookup 0x0\n" in disassembly(program)
     for one, record in zip(reference(data, [source.values]), outputs, strict=True):
         np.testing.assert_array_equal(made[record.name], one)
 

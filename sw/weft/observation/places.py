@@ -19,6 +19,7 @@ from weft_hw.instructions import (
 
 __all__ = ["Places", "short_name"]
 
+_KINDS = {Memory.WEIGHT: "weights", Memory.PARAMETER: "parameters", Memory.LOOKUP: "table"}
 _UNITS = {Memory.ACCUMULATOR: "row ", Memory.PARAMETER: "byte "}
 
 
@@ -151,7 +152,7 @@ def _name(ranges: Iterable[_Named], address: int, layer: int) -> str | None:
 
 
 def _constants_by_layer(program: Program, end: int) -> list[_Named]:
-    """Weights and parameters of each layer, each from its first load to the next name's start."""
+    """What each layer loads besides tensors, each from its first load to the next name's start."""
     firsts: dict[tuple[int, str], int] = {}
     for symbol, (_, instruction) in zip(program.symbols, program.decoded, strict=False):
         if not isinstance(instruction, Load):
@@ -159,7 +160,7 @@ def _constants_by_layer(program: Program, end: int) -> list[_Named]:
         address = instruction.dram_address
         if not program.constants_address <= address < end:
             continue
-        kind = {Memory.WEIGHT: "weights", Memory.PARAMETER: "parameters"}.get(instruction.memory)
+        kind = _KINDS.get(instruction.memory)
         if kind is not None:
             key = symbol.layer, kind
             firsts[key] = min(firsts.get(key, address), address)
