@@ -40,7 +40,7 @@ class Contention:
 
     Requesters of a scratchpad bank take turns, so those that want more than an equal share get an
     equal share. In the accumulator memory MATRIX comes first; the others get what is left, and
-    never less than ``leak``, as MATRIX leaves out a row for one that has waited long. A stream is
+    ``leak`` of what it takes, as it leaves out a row for one that has waited long. A stream is
     as slow as its scarcest bank; rates change only when streams begin or end.
 
     Parameters
