@@ -161,21 +161,31 @@ class Dispatch(wiring.Component):
         spare = Signal(word_layout(), name="spare_word", reset_less=True)
         valid, ready = Signal(name="word_valid"), Signal(name="word_ready")
         spare_valid = Signal(name="spare_word_valid")
+        sound = Signal(name="word_sound")  # valid, and no bus error
+        first_of = Signal(len(Queue), name="word_first_of")  # by queue: it may begin an instruction
         every = INSTRUCTIONS.values()
         kinds = {kind: Signal(name=f"word_is_{kind.__name__.lower()}") for kind in every}
         m.d.comb += self.words.ready.eq(reading & ~spare_valid)
         with m.If(~reading):
-            m.d.sync += [valid.eq(0), spare_valid.eq(0)]
+            m.d.sync += [valid.eq(0), sound.eq(0), spare_valid.eq(0)]
         with m.Elif(~valid | ready):
             following = data.View(word_layout(), Mux(spare_valid, spare, self.words.payload))
-            m.d.sync += [valid.eq(spare_valid | self.words.valid), spare_valid.eq(0)]
-            with m.If(spare_valid | self.words.valid):
+            arrives = spare_valid | self.words.valid
+            m.d.sync += [valid.eq(arrives), spare_valid.eq(0)]
+            m.d.sync += sound.eq(arrives & ~following.error)
+            with m.If(arrives):
                 m.d.sync += payload.eq(following)
                 for kind, matches in kinds.items():
                     m.d.sync += matches.eq(following.data[:8] == kind.opcode)
+                for queue in Queue:
+                    own = (kind.opcode for kind in kinds if kind.queue is queue)
+                    matching = [following.data[:8] == opcode for opcode in own]
+                    m.d.sync += first_of[queue].eq(Cat(matching).any())
         with m.Elif(self.words.valid & self.words.ready):
             m.d.sync += [spare.eq(self.words.payload), spare_valid.eq(1)]
-        return SimpleNamespace(payload=payload, valid=valid, ready=ready, kinds=kinds)
+        return SimpleNamespace(
+            payload=payload, valid=valid, ready=ready, kinds=kinds, sound=sound, first_of=first_of
+        )
 
     def _route(self, m: Module, queues: list[InstructionQueue], quiet: Signal) -> None:
         config = self._config
@@ -195,7 +205,7 @@ class Dispatch(wiring.Component):
         rested = Signal()
         m.d.sync += rest.eq(Cat(quiet, rest))
         m.d.comb += rested.eq(quiet & rest.all())
-        m.d.comb += usable.eq(words.valid & ~words.payload.error & ~self.stop)
+        m.d.comb += usable.eq(words.sound & ~self.stop)
 
         for queue in Queue:
             component = queues[queue]
@@ -242,12 +252,12 @@ class Dispatch(wiring.Component):
                         m.d.comb += known.eq(1)
                         if kind.queue is None:
                             continue
-                        m.d.comb += target.eq(1 << kind.queue)
                         with m.If(taken):
                             m.d.sync += remaining.eq(kind.size // WORD_BYTES - 1)
                             if kind.size > WORD_BYTES:
                                 m.d.sync += state.eq(State.REST)
-                m.d.sync += latched_target.eq(target)
+                m.d.comb += target.eq(words.first_of)
+                m.d.sync += latched_target.eq(words.first_of)
                 with m.If(taken):
                     m.d.sync += first_number.eq(number)
                 with m.If(usable & words.kinds[End]):
