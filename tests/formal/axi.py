@@ -238,7 +238,7 @@ PROOFS = [
         "requested or retired and every beat is taken",
         load_bus,
         BOUNDED,
-        8,
+        10,
     ),
     Proof(
         "AXI: STORE",
@@ -254,6 +254,6 @@ PROOFS = [
         "also after a stop; bus_busy stays high until the last one is answered",
         store_beats,
         BOUNDED,
-        9,
+        10,
     ),
 ]
