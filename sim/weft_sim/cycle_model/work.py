@@ -241,9 +241,11 @@ def entries_of(config: AcceleratorConfig, instruction: Load | Store) -> list[Ent
     block = beat * config.burst_beats
     row = config.columns << instruction.element
     rows = instruction.memory is Memory.ACCUMULATOR
-    width = {Memory.PARAMETER: beat, Memory.LOOKUP: beat}.get(
-        instruction.memory, row if rows else config.line_bytes
-    )
+    width = {  # bytes that the memory takes in a cycle
+        Memory.ACCUMULATOR: row,
+        Memory.PARAMETER: beat,
+        Memory.LOOKUP: 1,
+    }.get(instruction.memory, config.line_bytes)
     bytes_on_chip = size * (4 >> instruction.element) if rows else size
     filled = Entry(0, math.ceil(bytes_on_chip / width)) if isinstance(instruction, Load) else None
     known: dict[int, list[Entry]] = {}
@@ -255,20 +257,19 @@ def entries_of(config: AcceleratorConfig, instruction: Load | Store) -> list[Ent
             continue
         place = start % block
         if place not in known:
-            known[place] = _bursts(place, size, beat, block, row if rows else 0)
+            known[place] = _bursts(place, size, beat, block, width)
         entries += known[place]
     return entries
 
 
-def _bursts(place: int, size: int, beat: int, block: int, row: int) -> list[Entry]:
+def _bursts(place: int, size: int, beat: int, block: int, width: int) -> list[Entry]:
     """The bursts of a run that begins at this place in a block of bursts."""
     bursts = []
     left = size
     while left > 0:
         taken = min(left, block - place % block)
         beats = (place % beat + taken + beat - 1) // beat
-        writes = beats if not row else max(beats, beats * math.ceil(beat / row))
-        bursts.append(Entry(beats, writes))
+        bursts.append(Entry(beats, beats * max(1, beat // width)))
         place, left = place + taken, left - taken
     return bursts
 
