@@ -266,14 +266,14 @@ class Requantizer(wiring.Component):
             m.d.comb += increment.eq((fraction + self.random[lane])[16])
         with m.Else():
             m.d.comb += increment.eq(half)
-        rounded = Signal(signed(33), name=f"rounded_{lane}")
-        m.d.comb += rounded.eq(fine[1:].as_signed() + increment)
+        # The largest int32 is not rounded up.
+        largest = ~fine[-1] & fine[1:-1].all()
+        rounded = Signal(signed(32), name=f"rounded_{lane}")
+        m.d.comb += rounded.eq((fine[1:].as_signed() + (increment & ~largest))[:32])
         result = register("result", signed(32))
         m.d.comb += self.result[lane].eq(result)
         with m.If(valid[7]):
             with m.If(exceeds_7):
                 m.d.sync += result.eq(Mux(negative, INT32_MIN, INT32_MAX))
-            with m.Elif(rounded[32] != rounded[31]):  # the largest int32, rounded up
-                m.d.sync += result.eq(INT32_MAX)
             with m.Else():
                 m.d.sync += result.eq(rounded)

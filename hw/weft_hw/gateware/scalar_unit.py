@@ -26,8 +26,7 @@ class State(enum.Enum, shape=4):
     FINISH = 5
     WRITE = 6
     FETCH = 7  # registers for a VECTOR instruction, one a cycle
-    MERGE_LARGEST = 8
-    MERGE_CLAMPED = 9
+    MERGE = 8  # what an instruction captured is brought to the operation that enters it
 
 
 class ScalarUnit(wiring.Component):
@@ -38,8 +37,9 @@ class ScalarUnit(wiring.Component):
     request and what belongs to it until ``done``.
 
     Cycles from request to ``done``: moves, sums and comparisons 5; shifts 5 and one for each place
-    (32 at most); leading zeros 5 and one for each; products and quotients 38; a fetch 5; a merge 2
-    or 3. Registers read as zero until they are written, so that reset need not clear them.
+    (32 at most); leading zeros 5 and one for each; products and quotients 38; a fetch 5; a merge 4,
+    or 7 if both are entered. Registers read as zero until they are written, so that reset need not
+    clear them.
 
     Members
     -------
@@ -88,13 +88,14 @@ class ScalarUnit(wiring.Component):
         m.submodules.cells = cells
         write, read = cells.write_port(), cells.read_port(domain="comb")
         written = Signal(1 << SCALAR_REGISTER_BITS)
-        number = Signal(SCALAR_REGISTER_BITS)  # read in this cycle
+        # Read in this cycle; a register, so that only its own path lies before the operands.
+        number = Signal(SCALAR_REGISTER_BITS, reset_less=True)
         register = Signal(signed(BITS))  # what it holds
         m.d.comb += [
             read.addr.eq(number),
             register.eq(Mux(written.bit_select(number, 1), read.data, 0)),
-            number.eq(self.index),
         ]
+        m.d.sync += number.eq(self.index)
         shown = Signal(BITS)
         m.d.sync += shown.eq(register)
         m.d.comb += self.value.eq(shown)
@@ -105,23 +106,40 @@ class ScalarUnit(wiring.Component):
         a, b, result = (Signal(signed(BITS), name=n, reset_less=True) for n in ("a", "b", "result"))
         remaining = Signal(range(BITS + 1), reset_less=True)
         turn = Signal(range(FETCHED), reset_less=True)
-        m.d.comb += [write.addr.eq(fields.destination), write.data.eq(result)]
-        repeat = self._elaborate_operation(m, state, a, b, result, remaining)
+        merging = Signal(reset_less=True)  # and of what is merged: the second
+        second = Signal(reset_less=True)
+        merged = Signal(SCALAR_REGISTER_BITS)
+        operation = Signal(Operation)
+        m.d.comb += [
+            merged.eq(self.merge_register + second),
+            operation.eq(fields.operation),
+            write.addr.eq(fields.destination),
+            write.data.eq(result),
+        ]
+        with m.If(merging):
+            m.d.comb += [
+                operation.eq(Mux(second, Operation.ADD, Operation.MAXIMUM)),
+                write.addr.eq(merged),
+            ]
+        repeat = self._elaborate_operation(m, state, operation, a, b, result, remaining)
 
         with m.Switch(state):
             with m.Case(State.IDLE):
-                m.d.sync += turn.eq(0)
+                m.d.sync += [turn.eq(0), merging.eq(0)]
                 with m.If(self.start):
-                    m.d.sync += state.eq(State.FIRST)
+                    m.d.sync += [number.eq(fields.first), state.eq(State.FIRST)]
                 with m.Elif(self.fetch):
-                    m.d.sync += state.eq(State.FETCH)
+                    m.d.sync += [number.eq(self.numbers[0]), state.eq(State.FETCH)]
                 with m.Elif(self.merge):
-                    m.d.sync += state.eq(State.MERGE_LARGEST)
+                    m.d.sync += [
+                        merging.eq(1),
+                        second.eq(~self.merge_largest),
+                        number.eq(self.merge_register + ~self.merge_largest),
+                        state.eq(State.MERGE),
+                    ]
             with m.Case(State.FIRST):
-                m.d.comb += number.eq(fields.first)
-                m.d.sync += [a.eq(register), state.eq(State.SECOND)]
+                m.d.sync += [a.eq(register), number.eq(fields.second), state.eq(State.SECOND)]
             with m.Case(State.SECOND):
-                m.d.comb += number.eq(fields.second)
                 m.d.sync += [
                     b.eq(Mux(fields.use_immediate, fields.immediate, register)),
                     state.eq(State.PREPARE),
@@ -134,46 +152,45 @@ class ScalarUnit(wiring.Component):
             with m.Case(State.FINISH):
                 m.d.sync += state.eq(State.WRITE)
             with m.Case(State.WRITE):
-                m.d.comb += [write.en.eq(~self.inhibit), self.done.eq(1)]
-                m.d.sync += state.eq(State.IDLE)
+                m.d.comb += write.en.eq(~self.inhibit)
+                with m.If(merging & ~second & self.merge_clamped):
+                    m.d.sync += [
+                        second.eq(1),
+                        number.eq(self.merge_register + 1),
+                        state.eq(State.MERGE),
+                    ]
+                with m.Else():
+                    m.d.comb += self.done.eq(1)
+                    m.d.sync += state.eq(State.IDLE)
             with m.Case(State.FETCH):
                 with m.Switch(turn):
                     for i in range(FETCHED):
                         with m.Case(i):
-                            m.d.comb += number.eq(self.numbers[i])
                             m.d.sync += self.fetched[i].eq(register)
+                            m.d.sync += number.eq(self.numbers[(i + 1) % FETCHED])
                 m.d.sync += turn.eq(turn + 1)
                 with m.If(turn == FETCHED - 1):
                     m.d.comb += self.done.eq(1)
                     m.d.sync += state.eq(State.IDLE)
-            with m.Case(State.MERGE_LARGEST):
-                m.d.comb += [
-                    number.eq(self.merge_register),
-                    write.addr.eq(number),
-                    write.data.eq(self.largest),
-                    write.en.eq(self.merge_largest & (register < self.largest) & ~self.inhibit),
+            with m.Case(State.MERGE):
+                m.d.sync += [
+                    a.eq(register),
+                    b.eq(Mux(second, self.clamped, self.largest)),
+                    state.eq(State.PREPARE),
                 ]
-                with m.If(self.merge_clamped):
-                    m.d.sync += state.eq(State.MERGE_CLAMPED)
-                with m.Else():
-                    m.d.comb += self.done.eq(1)
-                    m.d.sync += state.eq(State.IDLE)
-            with m.Case(State.MERGE_CLAMPED):
-                m.d.comb += [
-                    number.eq(self.merge_register + 1),
-                    write.addr.eq(number),
-                    write.data.eq(register + self.clamped),
-                    write.en.eq(~self.inhibit),
-                    self.done.eq(1),
-                ]
-                m.d.sync += state.eq(State.IDLE)
         return m
 
     def _elaborate_operation(
-        self, m: Module, state: Signal, a: Signal, b: Signal, result: Signal, remaining: Signal
+        self,
+        m: Module,
+        state: Signal,
+        operation: Signal,
+        a: Signal,
+        b: Signal,
+        result: Signal,
+        remaining: Signal,
     ) -> Signal:
         """The registers ``a``, ``b`` and ``result`` from PREPARE on; whether bits are repeated."""
-        operation = self.fields.operation
         repeat = Signal()
         right = Signal(reset_less=True)
         negative = Signal(reset_less=True)  # a quotient's sign

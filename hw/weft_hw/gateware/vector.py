@@ -17,6 +17,7 @@ from weft_hw.gateware.interfaces import (
     instruction_layout,
 )
 from weft_hw.gateware.scalar_unit import ScalarUnit
+from weft_hw.gateware.vector_capture import absolute_value
 from weft_hw.gateware.vector_lanes import VectorLanes
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout
 from weft_hw.gateware.vector_operands import VectorOperands
@@ -225,7 +226,9 @@ class VectorEngine(wiring.Component):
         ]
         m.d.comb += [
             engine.retire.eq((results.retire | scalar_retires) & ~engine.stop),
-            engine.busy.eq((state != State.EMPTY) | (unretired != 0) | scalar_retires),
+            engine.busy.eq(
+                (state != State.EMPTY) | (unretired != 0) | scalar_retires | scalars.merge
+            ),
             engine.stall.eq(operands.stalled | results.stalled),
             engine.bus_busy.eq(0),
         ]
@@ -331,7 +334,7 @@ class VectorEngine(wiring.Component):
             scalars.merge_largest.eq(largest),
             scalars.merge_clamped.eq(clamped),
             scalars.merge_register.eq(control(m, controls, oldest, "capture_register")),
-            scalars.largest.eq(Mux(oldest, lanes.largest[1], lanes.largest[0])),
+            scalars.largest.eq(absolute_value(Mux(oldest, lanes.largest[1], lanes.largest[0]))),
             scalars.clamped.eq(Mux(oldest, lanes.clamped[1], lanes.clamped[0])),
             finishes.eq((retired != 0) & (~captures | scalars.done)),
         ]

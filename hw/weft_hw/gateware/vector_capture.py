@@ -1,15 +1,13 @@
 """What a VECTOR instruction captures: the largest absolute value, and how many results clamp."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout
 
-__all__ = ["VectorCapture"]
-
-LARGEST = (1 << 31) - 1
+__all__ = ["VectorCapture", "absolute_value"]
 
 
 class VectorCapture(wiring.Component):
@@ -31,7 +29,8 @@ class VectorCapture(wiring.Component):
         Values before their scaling.
     o_valid, o_slot, o_last_tile, clamped : In(1), In(1), In(1), In(columns)
         Which lanes' results a bound has changed.
-    largest, count : Out(31), Out(32), arrays by slot
+    largest, count : Out(32), Out(32), arrays by slot
+        The largest value as :func:`absolute_value` takes it.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -49,7 +48,7 @@ class VectorCapture(wiring.Component):
                 "o_slot": In(1),
                 "o_last_tile": In(1),
                 "clamped": In(config.columns),
-                "largest": Out(31).array(SLOTS),
+                "largest": Out(32).array(SLOTS),
                 "count": Out(32).array(SLOTS),
             }
         )
@@ -78,8 +77,9 @@ class VectorCapture(wiring.Component):
         level = [Signal(32, name=f"magnitude_{c}", reset_less=True) for c in range(self._columns)]
         with m.If(takes):
             for magnitude, value, counts in zip(level, self.value, strobe):
-                absolute = Mux(value[-1], -value, value)
-                m.d.sync += magnitude.eq(Mux(counts, absolute, 0))
+                sign = value[-1]
+                pair = Cat(sign, value[:-1] ^ sign.replicate(31))
+                m.d.sync += magnitude.eq(Mux(counts, pair, 0))
         depth = 0
         while len(level) > 1:
             depth += 1
@@ -95,8 +95,7 @@ class VectorCapture(wiring.Component):
             m.d.sync += [following.eq(valid), following_slot.eq(slot)]
             level, valid, slot = above, following, following_slot
 
-        largest = Signal(31)
-        m.d.comb += largest.eq(Mux(level[0][31], LARGEST, level[0]))  # 2^31 has no int32
+        (largest,) = level
         for i, running in enumerate(self.largest):
             with m.If(self.clear & (self.clear_slot == i)):
                 m.d.sync += running.eq(0)
@@ -121,3 +120,14 @@ class VectorCapture(wiring.Component):
                 m.d.sync += running.eq(0)
             with m.Elif(valid & (slot == i)):
                 m.d.sync += running.eq(running + added)
+
+
+def absolute_value(pair: Value) -> Value:
+    """The absolute value, at most 2^31 - 1, of the value that a pair of 32 bits stands for.
+
+    Its lowest bit is the value's sign, the others are the value's, complemented if it is negative.
+    The absolute value is the sum of both, and pairs have the order of these sums, so that only the
+    largest needs an adder.
+    """
+    sign, magnitude = pair[0], pair[1:]
+    return (magnitude + (sign & ~magnitude.all()))[:31]  # 2^31 has no int32

@@ -9,7 +9,13 @@ from weft_hw.gateware.interfaces import LookupPort, ParameterReadPort
 from weft_hw.gateware.random_bits import RandomBits
 from weft_hw.gateware.requantizer import Requantizer
 from weft_hw.gateware.vector_capture import VectorCapture
-from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, token_layout
+from weft_hw.gateware.vector_layouts import (
+    SLOTS,
+    control,
+    controls_layout,
+    early_control,
+    token_layout,
+)
 from weft_hw.gateware.vector_tail import TAIL_LATENCY, WAITING_B, VectorTail
 from weft_hw.gateware.vector_window import VectorWindow, window_latency
 from weft_hw.instructions import Rounding
@@ -44,7 +50,7 @@ class VectorLanes(wiring.Component):
     tables : Out(LookupPort)
     clear, clear_slot : In(1), In(1)
         An instruction starts in that slot: nothing is captured for it yet.
-    largest, clamped : Out(31), Out(32), arrays by slot
+    largest, clamped : Out(32), Out(32), arrays by slot
         See :class:`VectorCapture`.
     o_valid, result : Out(1), Out(signed(32)), an array of columns
     """
@@ -70,7 +76,7 @@ class VectorLanes(wiring.Component):
                 "tables": Out(LookupPort(config)),
                 "clear": In(1),
                 "clear_slot": In(1),
-                "largest": Out(31).array(SLOTS),
+                "largest": Out(32).array(SLOTS),
                 "clamped": Out(32).array(SLOTS),
                 "o_valid": Out(1),
                 "result": Out(signed(32)).array(config.columns),
@@ -116,10 +122,13 @@ class VectorLanes(wiring.Component):
             *[port.eq(a) for port, a in zip(window.a, self.a)],
             *[port.eq(b) for port, b in zip(window.b, self.b)],
         ]
-        use_bias = control(m, self.controls, slot, "use_bias")
-        scale_parameter = control(m, self.controls, slot, "scale_parameter")
-        multiplier = control(m, self.controls, slot, "multiplier")
-        exponent = control(m, self.controls, slot, "exponent")
+
+        def setting(name: str) -> Signal:
+            """A field of the instruction whose head is ready."""
+            return early_control(m, self.controls, closing.slot, name, "_ready")
+
+        use_bias, scale_parameter = setting("use_bias"), setting("scale_parameter")
+        multiplier, exponent = setting("multiplier"), setting("exponent")
         row = self.parameters.data
         for lane, head in enumerate(window.head):
             m.d.comb += [
@@ -139,9 +148,9 @@ class VectorLanes(wiring.Component):
             random_bits.tensor.eq(control(m, self.controls, closing.slot, "tensor")),
             self.parameters.address.eq(self.parameter_address),
             requantizer.i_valid.eq(window.ready),
-            requantizer.pre_shift.eq(control(m, self.controls, slot, "pre_shift")),
-            requantizer.rounding.eq(control(m, self.controls, slot, "rounding")),
-            requantizer.bypass.eq(control(m, self.controls, slot, "bypass")),
+            requantizer.pre_shift.eq(setting("pre_shift")),
+            requantizer.rounding.eq(setting("rounding")),
+            requantizer.bypass.eq(setting("bypass")),
         ]
         return slot
 

@@ -73,10 +73,16 @@ class VectorResults(wiring.Component):
         m = Module()
         columns = self._config.columns
         tags: Memory = Memory(shape=tag_layout(self._config), depth=RESULT_ENTRIES, init=[])
-        values: Memory = Memory(shape=32 * columns, depth=RESULT_ENTRIES, init=[])
+        # In block RAM, whose output is the output register. No place is read while it is written.
+        values: Memory = Memory(
+            shape=32 * columns,
+            depth=RESULT_ENTRIES,
+            init=[],
+            attrs={"ram_style": "block", "no_rw_check": "1"},
+        )
         m.submodules.tags, m.submodules.values = tags, values
         tag_write, tag_read = tags.write_port(), tags.read_port(domain="comb")
-        value_write, value_read = values.write_port(), values.read_port(domain="comb")
+        value_write, value_read = values.write_port(), values.read_port()
 
         tagged, filled, drained = (
             Signal(range(RESULT_ENTRIES), name=name) for name in ("tagged", "filled", "drained")
@@ -84,6 +90,7 @@ class VectorResults(wiring.Component):
         occupied = Signal(range(RESULT_ENTRIES + 1))
         waiting = Signal(range(RESULT_ENTRIES + 1))
         accepted, loads = Signal(), Signal()
+        value = Signal(32 * columns)
         m.d.comb += [
             tag_write.addr.eq(tagged),
             tag_write.data.eq(self.tag),
@@ -93,11 +100,15 @@ class VectorResults(wiring.Component):
             value_write.en.eq(self.i_valid),
             tag_read.addr.eq(drained),
             value_read.addr.eq(drained),
-            self.room.eq(occupied < RESULT_ENTRIES - 1),
+            value_read.en.eq(loads),
+            value.eq(value_read.data),
             self.empty.eq(occupied == 0),
         ]
+        following = Signal.like(occupied)
+        m.d.comb += following.eq(occupied + self.issued - accepted)
         m.d.sync += [
-            occupied.eq(occupied + self.issued - accepted),
+            occupied.eq(following),
+            self.room.eq(following < RESULT_ENTRIES - 1),
             waiting.eq(waiting + self.i_valid - loads),
         ]
         for pointer, step in ((tagged, self.issued), (filled, self.i_valid), (drained, loads)):
@@ -108,7 +119,6 @@ class VectorResults(wiring.Component):
         valid = Signal()
         wide, final = Signal(reset_less=True), Signal(reset_less=True)
         address = Signal(tag_read.data.address.shape(), reset_less=True)
-        value = Signal(32 * columns, reset_less=True)
         strobe = Signal(columns, reset_less=True)
         slot = tag_read.data.slot
         last_strobe = control(m, self.controls, slot, "last_strobe")
@@ -119,7 +129,6 @@ class VectorResults(wiring.Component):
                 wide.eq(control(m, self.controls, slot, "wide", "_next")),
                 final.eq(tag_read.data.final),
                 address.eq(tag_read.data.address),
-                value.eq(value_read.data),
                 strobe.eq(Mux(tag_read.data.last_tile, last_strobe, (1 << columns) - 1)),
             ]
         with m.Elif(accepted):
