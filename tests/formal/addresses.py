@@ -6,12 +6,13 @@ from operator import or_
 from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data
 
-from formal.harness import Inside, add, always, free, given, past, stable
+from formal.harness import Inside, add, always, free, given, stable
 from formal.prover import INDUCTION, Proof
 from weft_hw.config import PRESETS
 from weft_hw.gateware.tile_loader import TileLoader
 from weft_hw.gateware.transfer import EntryKind, TransferGenerator
-from weft_hw.gateware.vector_steps import VectorSteps
+from weft_hw.gateware.vector_layouts import step_layout
+from weft_hw.gateware.vector_steps import VectorSteps, _compared_layout
 from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 from weft_hw.instructions import Element, Load, Memory, ScaleSource, Store
 
@@ -200,43 +201,46 @@ def vector_steps(m: Module) -> None:
     given(m, ~dut.start | ~running | dut.finished)
     given(m, ~dut.leaves | dut.valid)
 
-    take = inside["take"]
-    streams = {"a": "a_at_", "b": "b_at_", "result": "result_at_", "parameter": "parameter_at_"}
-    innermost = len(dut.fields.counts) - 1
-    wanted = {}
-    for name, prefix in streams.items():
-        value = nest[f"{prefix}{innermost}"]
-        wanted[name] = Signal.like(value, name=f"wanted_{name}")
+    # A trip that is taken is compared in the next cycle and checked in the one after.
+    take, compared = inside["take"], inside["compared_valid"]
+    whole, lanes = TINY.columns, dut.fields.last_lanes
+    partial = (lanes != 0) & (lanes < whole)
+    used = dut.fields.use_bias | (dut.fields.scale_source == ScaleSource.PARAMETER)
+    facts: dict[str, Value] = {name: nest[name] for name in ("a", "b", "result", "parameter")}
+    facts["lanes"] = Mux(nest["last"][0] & partial, lanes, whole)
+    facts["wide_result"] = dut.fields.destination == Memory.ACCUMULATOR
+    facts["uses_parameter"] = used
+    trip = {}
+    for name, fact in facts.items():
+        shape = Value.cast(fact).shape()
+        first, second = Signal(shape, name=f"{name}_taken"), Signal(shape, name=f"{name}_compared")
         with m.If(take):
-            m.d.sync += wanted[name].eq(value)
-    lanes = past(m, inside["lanes"], "lanes_before")
-    lanes_held = Signal.like(lanes)
-    taken = past(m, take, "taken")
-    lanes_now = Mux(taken, lanes, lanes_held)
-    m.d.sync += lanes_held.eq(lanes_now)
-    wide_result = Signal()
-    with m.If(take):
-        m.d.sync += wide_result.eq(dut.fields.destination == Memory.ACCUMULATOR)
-    uses_parameter = Signal()
-    parameter_used = dut.fields.use_bias | (dut.fields.scale_source == ScaleSource.PARAMETER)
-    with m.If(take):
-        m.d.sync += uses_parameter.eq(parameter_used)
+            m.d.sync += first.eq(fact)
+        with m.If(compared):
+            m.d.sync += second.eq(first)
+        trip[name] = second
+    limit = TINY.activation_bytes - Mux(partial, lanes, whole)
+    always(m, ~running | (inside["last_limit"] == limit))
+    # With one tap there are no window registers: these bits stay as they begin.
+    always(m, data.View(_compared_layout(), inside["compared"]).window.as_value() == 0)
 
-    step = dut.step
-    good = dut.valid & ~step.bad
+    step = data.View(step_layout(TINY), inside["arriving"])
+    good = inside["checked_valid"] & ~step.bad
     line, size, rows = TINY.columns, TINY.activation_bytes, TINY.accumulator_total_rows
     for name in ("a", "b"):
-        at, port = wanted[name], step[f"{name}_address"]
+        at, port = trip[name], step[f"{name}_address"]
         narrow, wide = step[f"{name}_narrow"], step[f"{name}_wide"]
         always(m, ~(good & narrow) | ((at >= 0) & (at + line <= size) & (port == at)))
         always(m, ~(good & wide) | ((at >= 0) & (at < rows) & (port == at)))
-        always(m, ~(narrow & wide & dut.valid))
-    at = wanted["result"]
-    fits = (at >= 0) & Mux(wide_result, at < rows, at + lanes_now <= size)
+        always(m, ~(narrow & wide & inside["checked_valid"]))
+    weights = (trip["b"] >= 0) & (trip["b"] + line <= TINY.weight_bytes)
+    always(m, ~(good & step.b_weight) | (weights & (step.b_address == trip["b"])))
+    at = trip["result"]
+    fits = (at >= 0) & Mux(trip["wide_result"], at < rows, at + trip["lanes"] <= size)
     always(m, ~(good & step.last) | (fits & (step.tag.address == at)))
-    at = wanted["parameter"].as_unsigned()
-    used = good & step.last & uses_parameter
-    always(m, ~used | ((at < TINY.parameter_rows) & (step.parameter == at)))
+    at = trip["parameter"].as_unsigned()
+    wants = good & step.last & trip["uses_parameter"]
+    always(m, ~wants | ((at < TINY.parameter_rows) & (step.parameter == at)))
 
 
 PROOFS = [
@@ -258,9 +262,10 @@ PROOFS = [
     ),
     Proof(
         "addresses: VECTOR",
-        "a step not marked bad has its A, B, result and parameter row inside their memories",
+        "a step that enters VECTOR's queue and is not marked bad has its A, B, result and "
+        "parameter row inside their memories",
         vector_steps,
         INDUCTION,
-        1,
+        4,
     ),
 ]
