@@ -171,7 +171,8 @@ def logarithm_table(classes: int) -> Int64Array:
     scaled = np.arange(256) * classes / 255
     with np.errstate(divide="ignore"):
         values = -np.rint(TABLE_STEPS * np.log2(scaled))
-    return np.clip(values, -128, 0).astype(np.int64)
+    table: Int64Array = np.clip(values, -128, 0).astype(np.int64)
+    return table
 
 
 def loss_gradient(logits: ArrayLike, exponent: int, target: ArrayLike) -> Int64Array:

@@ -1,0 +1,234 @@
+"""What the lowering of a training step shares: the stream, and rings of on-chip memory."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from weft.compiler.context import Ring
+from weft.compiler.stream import Access, Space, Stream, reads, writes
+from weft.train.machine.homes import ImageHome, WeightHome, require_square
+from weft_hw.config import AcceleratorConfig
+from weft_hw.instructions import COUNT_BITS, Load, Memory
+
+__all__ = ["STAGING_ROWS", "Box", "Builder", "ImageTile", "Slab", "WeightTile"]
+
+STAGING_ROWS = 16
+"""Accumulator rows at the end of the last bank, through which scalars travel."""
+
+MOST_TRIPS = (1 << COUNT_BITS) - 1
+SPACES = {Memory.ACTIVATION: Space.ACTIVATION, Memory.WEIGHT: Space.WEIGHT}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Part of a batch of images: ranges (first, behind the last) of each coordinate."""
+
+    images: tuple[int, int]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    tiles: tuple[int, int]
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Channel tiles, images, rows, columns."""
+        tiles, images, rows, columns = (
+            end - first for first, end in (self.tiles, self.images, self.rows, self.columns)
+        )
+        return tiles, images, rows, columns
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of one channel tile each."""
+        tiles, images, rows, columns = self.counts
+        return tiles * images * rows * columns
+
+
+@dataclass(frozen=True)
+class ImageTile:
+    """int32 sums of a box in accumulator rows: [channel tile][image][row][column]."""
+
+    address: int
+    box: Box
+
+    @property
+    def access(self) -> tuple[int, int]:
+        """The rows."""
+        return self.address, self.address + self.box.vectors
+
+
+@dataclass(frozen=True)
+class WeightTile:
+    """int32 sums of weights in accumulator rows: [tap][input tile][output tile][R], of ranges."""
+
+    address: int
+    taps: tuple[int, int]
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    side: int
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Taps, input tiles, output tiles."""
+        taps, inputs, outputs = (
+            end - first for first, end in (self.taps, self.inputs, self.outputs)
+        )
+        return taps, inputs, outputs
+
+    @property
+    def rows(self) -> int:
+        """Of accumulators."""
+        taps, inputs, outputs = self.counts
+        return taps * inputs * outputs * self.side
+
+    @property
+    def access(self) -> tuple[int, int]:
+        """The rows."""
+        return self.address, self.address + self.rows
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A box of images on chip: [image][row][column][bytes of its channel tiles], contiguous."""
+
+    address: int
+    box: Box
+    side: int
+
+    @property
+    def pitch(self) -> int:
+        """Bytes of a pixel."""
+        return self.box.counts[0] * self.side
+
+    @property
+    def row_pitch(self) -> int:
+        """Bytes of a row."""
+        return self.box.counts[3] * self.pitch
+
+    @property
+    def image_pitch(self) -> int:
+        """Bytes of an image."""
+        return self.box.counts[2] * self.row_pitch
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return self.box.counts[1] * self.image_pitch
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First byte, and the one behind the last."""
+        return self.address, self.address + self.size
+
+    def at(self, image: int, y: int, x: int, tile: int) -> int:
+        """Address of a channel tile of a pixel, also outside the box; absolute coordinates."""
+        box = self.box
+        return (
+            self.address
+            + (image - box.images[0]) * self.image_pitch
+            + (y - box.rows[0]) * self.row_pitch
+            + (x - box.columns[0]) * self.pitch
+            + (tile - box.tiles[0]) * self.side
+        )
+
+
+@dataclass
+class Builder:
+    """The stream of one program and its rings.
+
+    The first half of the activation scratchpad holds MATRIX's operands, the second one what VECTOR
+    and STORE use, so that they do not meet in a bank. Entries of a ring live until they are
+    overwritten; semaphores order that (:func:`weft.compiler.synchronize.synchronize`).
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+    tile_rows : int, optional
+        Accumulator rows that a tile of sums may take at most (a bank's, unless fewer).
+    """
+
+    config: AcceleratorConfig
+    tile_rows: int | None = None
+    stream: Stream = field(default_factory=Stream)
+    images: dict[str, ImageHome] = field(default_factory=dict)
+    weights_at: dict[str, WeightHome] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.side = require_square(config)
+        half = config.activation_bytes // 2
+        self.operands = Ring(half)
+        self.staging = Ring(half, base=half)
+        self.weights = Ring(config.weight_bytes)
+        self.parameters = Ring(config.parameter_rows)
+        usable = config.accumulator_rows - STAGING_ROWS
+        self.limit_rows = min(usable, self.tile_rows or usable)
+        self._banks = [Ring(usable) for _ in range(config.accumulator_banks)]
+        self._bank = 0
+
+    def accumulators(self, rows: int) -> int:
+        """First of some accumulator rows, in the bank whose turn it is."""
+        self._bank = (self._bank + 1) % self.config.accumulator_banks
+        start = self._banks[self._bank].place(None, rows)
+        return self._bank * self.config.accumulator_rows + start
+
+    @property
+    def staging_rows(self) -> int:
+        """First accumulator row of those through which scalars travel."""
+        return self.config.accumulator_total_rows - STAGING_ROWS
+
+    def load_box(
+        self,
+        home: ImageHome,
+        box: Box,
+        memory: Memory,
+        ring: Ring,
+        purpose: str,
+        key: Hashable = None,
+    ) -> Slab:
+        """A box of images on chip; one that is there already (by key) is not loaded again."""
+        found = ring.find(key) if key is not None else None
+        if found is not None:
+            return Slab(found, box, self.side)
+        slab = Slab(0, box, self.side)
+        slab = Slab(ring.place(key, slab.size), box, self.side)
+        for instruction, accesses in transfers(Load, home, slab, memory):
+            self.stream.emit(instruction, purpose, *accesses)
+        return slab
+
+
+def transfers(
+    kind: type, home: ImageHome, slab: Slab, memory: Memory
+) -> list[tuple[Load, tuple[Access, Access]]]:
+    """The transfers of a box between DRAM and chip, in as few and long runs as they allow."""
+    box, side = slab.box, slab.side
+    tiles, images, rows, columns = box.counts
+    run, counts = tiles * side, [images, rows, columns]
+    dram = [home.image_pitch, home.row_pitch, home.pitch]
+    chip = [slab.image_pitch, slab.row_pitch, slab.pitch]
+    for loop in (2, 1, 0):  # runs that lie behind one another on both sides become one
+        if run != dram[loop] or run != chip[loop]:
+            break
+        run, counts[loop] = run * counts[loop], 1
+    first = home.at(box.images[0], box.rows[0], box.columns[0], box.tiles[0] * side)
+    result = []
+    step = MOST_TRIPS
+    for start in range(0, counts[0], step):
+        count = min(step, counts[0] - start)
+        trips = (count, counts[1], counts[2])
+        moved = kind(
+            dram_address=first + start * dram[0],
+            address=slab.address + start * chip[0],
+            counts=trips,
+            dram_strides=tuple(d * (n > 1) for d, n in zip(dram, trips, strict=True)),
+            strides=tuple(c * (n > 1) for c, n in zip(chip, trips, strict=True)),
+            run_bytes=run,
+            memory=memory,
+            extent=1,
+        )
+        last = home.at(box.images[1] - 1, box.rows[1] - 1, box.columns[1] - 1, box.tiles[1] * side)
+        in_dram, on_chip = (first, last), slab.span
+        if kind is Load:
+            accesses = reads(Space.DRAM, in_dram), writes(SPACES[memory], on_chip)
+        else:
+            accesses = reads(SPACES[memory], on_chip), writes(Space.DRAM, in_dram)
+        result.append((moved, accesses))
+    return result
