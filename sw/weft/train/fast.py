@@ -306,6 +306,7 @@ class _Run:
         exponent: int,
         *,
         parameter: Parameter | None = None,
+        mask: Image | None = None,
     ) -> Any:
         """Sums as codes; ``parameter`` is an added compensation. May overwrite the sums."""
         largest_cell, exponent_cell, saturated_cell = quantizer.cells
@@ -335,6 +336,7 @@ class _Run:
             added = torch.from_numpy(aligned_codes(self.finest(parameter), power)).to(self.device)
             values = values.to(torch.int64) + added
             values = ((values + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)  # int32 wraps
+        values = self.masked(values, mask)
         codes = values.clamp(-bound, bound)
         cells[saturated_cell] = int((codes != values).sum())
         return codes.to(torch.float32)
@@ -372,8 +374,8 @@ class _Run:
             operation.result.shape[:2],
         )
         exponent = self.exponent(operation.gradient.exponent) + operation.weights.exponent
-        codes = self.quantize(operation.quantizer, sums, exponent)
-        self.images[operation.result.name] = self.masked(codes, operation.mask)
+        codes = self.quantize(operation.quantizer, sums, exponent, mask=operation.mask)
+        self.images[operation.result.name] = codes
 
     def weight_gradient(self, operation: WeightGradient) -> None:
         """Sums for the update."""
@@ -444,9 +446,8 @@ class _Run:
         # Below 127 * 2^17 in magnitude: exact in float32 as one of the two powers is at most 0.
         sums = scaled(self.image(operation.first), first - base).to(torch.float32)
         sums = sums + scaled(self.image(operation.second), second - base).to(torch.float32)
-        codes = self.quantize(operation.quantizer, sums, base)
-        codes = codes.relu_() if operation.rectified else codes
-        self.images[operation.result.name] = self.masked(codes, operation.mask)
+        codes = self.quantize(operation.quantizer, sums, base, mask=operation.mask)
+        self.images[operation.result.name] = codes.relu_() if operation.rectified else codes
 
     def mask(self, operation: Mask) -> None:
         """ReLU's gradient alone."""
