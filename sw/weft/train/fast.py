@@ -4,6 +4,7 @@ Codes, sums and random bits are whole numbers (or multiples of 2^-31) in floatin
 their width proves that exact; the rest is int64. ``docs/training-arithmetic.md`` has the formulas.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,8 +56,8 @@ from weft_hw.training import (
 
 __all__ = ["FastEngine"]
 
-SMALL = 100_000_000
-"""Multiply-accumulates of a forward pass that are not worth a second thread."""
+EVALUATION_BATCH = 128
+"""Images that are computed at a time: their tensors fit the caches."""
 
 
 class FastEngine:
@@ -67,6 +68,9 @@ class FastEngine:
     step : TrainingStep
     device : str or torch.device, optional
         The CPU unless given.
+    threads : int
+        Of PyTorch while this engine computes. One is the fastest unless the machine is idle and
+        the images large: every operation waits for the last thread.
 
     Raises
     ------
@@ -74,16 +78,18 @@ class FastEngine:
         If this machine's PyTorch does not compute exactly.
     """
 
-    def __init__(self, step: TrainingStep, device: Any = None) -> None:
+    def __init__(self, step: TrainingStep, device: Any = None, *, threads: int = 1) -> None:
         self.step = step
+        self.threads = threads
         self.device = torch.device(device or "cpu")
-        check_rounding(self.device)
-        for key in {
-            (operation.geometry, operation.source.shape, operation.result.shape[2])
-            for operation in step.forward
-            if isinstance(operation, Convolution)
-        }:
-            check_products(*key, self.device)
+        with _threads(threads):
+            check_rounding(self.device)
+            for key in {
+                (operation.geometry, operation.source.shape, operation.result.shape[2])
+                for operation in step.forward
+                if isinstance(operation, Convolution)
+            }:
+                check_products(*key, self.device)
         self._random = RandomBits(_random_sizes(step), self.device)
 
     def run(
@@ -118,7 +124,7 @@ class FastEngine:
         run = _Run(self.step, state, self._random.fill(seed, number), self.device)
         run.put(self.step.source, images)
         run.put(self.step.target, targets[:, None, None, :])
-        with _few_threads(self.step):
+        with _threads(self.threads):
             run.execute(self.step.operations)
             run.update(rates)
         return run.state, run.logits()
@@ -138,12 +144,8 @@ class FastEngine:
         """
         if not any(quantizer.delayed for quantizer in self.step.quantizers()):
             return state
-        own = FastEngine.__new__(FastEngine)
-        own.step, own.device, own._random = (
-            _with_own_exponents(self.step),
-            self.device,
-            self._random,
-        )
+        own = copy.copy(self)
+        own.step = _with_own_exponents(self.step)
         found, _ = own.run(state, images, targets, rates, seed, number)
         result = state.copy()
         for name, value in found.cells.items():
@@ -160,10 +162,15 @@ class FastEngine:
         exponent : int
         """
         frozen = _frozen(self.step)
-        run = _Run(frozen, state, {}, self.device)
-        run.put(frozen.source, images)
-        run.execute(frozen.forward)
-        return run.logits(), run.exponent(frozen.logits.exponent)
+        parts, exponent = [], 0
+        with _threads(self.threads):
+            for start in range(0, len(images), EVALUATION_BATCH):
+                run = _Run(frozen, state, {}, self.device)
+                run.put(frozen.source, images[start : start + EVALUATION_BATCH])
+                run.execute(frozen.forward)
+                parts.append(run.logits())
+                exponent = run.exponent(frozen.logits.exponent)
+        return np.concatenate(parts), exponent
 
     def _check(self, images: NDArray[np.int8], targets: NDArray[np.int8]) -> None:
         expected = (self.step.batch, *self.step.source.shape)
@@ -176,15 +183,9 @@ class FastEngine:
 
 
 @contextmanager
-def _few_threads(step: TrainingStep) -> Iterator[None]:
-    """One thread for a small step: on a busy machine the others are waited for at every turn."""
-    products = step.batch * sum(
-        math.prod(operation.result.shape) * math.prod(operation.weights.shape[:3])
-        for operation in step.forward
-        if isinstance(operation, Convolution)
-    )
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if products < SMALL else before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

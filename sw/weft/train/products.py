@@ -150,10 +150,13 @@ def weight_gradient(source: Any, gradient: Any, weights: Any, geometry: Geometry
         x, dy = source[start:stop], gradient[start:stop]
         if stop - start == 1 and float(costs[start]) >= EXACT:
             x, dy = x.double(), dy.double()
+        x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
+        if stop - start == 1:  # PyTorch's own routine for this takes no other layout
+            x, dy = (each.clone(memory_format=torch.contiguous_format) for each in (x, dy))
         part = torch.ops.aten.convolution_backward(
-            dy.permute(0, 3, 1, 2),
-            x.permute(0, 3, 1, 2),
-            weights.to(x.dtype),
+            dy,
+            x,
+            weights.to(x.dtype).contiguous(),
             None,
             geometry.stride,
             geometry.padding,
