@@ -29,10 +29,11 @@ SMALLEST_PIECE = 512
 @dataclass
 class Ring:
     """A memory, or its bytes from ``base`` on, filled round and round; entries live until they are
-    overwritten."""
+    overwritten. Each takes ``smallest`` at least, which limits how many there are."""
 
     capacity: int
     base: int = 0
+    smallest: int = 0
     next: int = 0
     entries: list[tuple[int, int, Hashable]] = field(default_factory=list)
 
@@ -43,6 +44,7 @@ class Ring:
 
     def place(self, key: Hashable, size: int) -> int:
         """Start of a new entry; whatever lies there is forgotten."""
+        size = max(size, self.smallest)
         start = self.next if self.next + size <= self.capacity else 0
         end = start + size
         self.entries = [entry for entry in self.entries if entry[1] <= start or entry[0] >= end]

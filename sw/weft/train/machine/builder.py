@@ -4,6 +4,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from weft.compiler.context import Ring
+from weft.compiler.kernels import ceil_div
 from weft.compiler.stream import Access, Space, Stream, reads, writes
 from weft.train.machine.homes import ImageHome, WeightHome, require_square
 from weft_hw.config import AcceleratorConfig
@@ -155,13 +156,16 @@ class Builder:
         config = self.config
         self.side = require_square(config)
         half = config.activation_bytes // 2
-        self.operands = Ring(half)
-        self.staging = Ring(half, base=half)
-        self.weights = Ring(config.weight_bytes)
+        # A semaphore counts entries that are free again and not yet taken, of several rings.
+        entries = max(1, ((1 << config.semaphore_bits) - 1) // 4)
+        self.operands = Ring(half, smallest=ceil_div(half, entries))
+        self.staging = Ring(half, base=half, smallest=ceil_div(half, entries))
+        self.weights = Ring(config.weight_bytes, smallest=ceil_div(config.weight_bytes, entries))
         self.parameters = Ring(config.parameter_rows)
         usable = config.accumulator_rows - STAGING_ROWS
         self.limit_rows = min(usable, self.tile_rows or usable)
-        self._banks = [Ring(usable) for _ in range(config.accumulator_banks)]
+        smallest = min(usable, ceil_div(usable * config.accumulator_banks, entries))
+        self._banks = [Ring(usable, smallest=smallest) for _ in range(config.accumulator_banks)]
         self._bank = 0
 
     def accumulators(self, rows: int) -> int:
