@@ -12,9 +12,16 @@ from weft_hw.arithmetic import quantize_multiplier, requantize, wrap_int32
 from weft_hw.instructions import Rounding
 
 __all__ = [
+    "CLIP_NUMERATOR",
+    "CLIP_SHIFT",
+    "CODE_BITS",
     "CODE_LIMIT",
     "EXPONENT_BIAS",
+    "LARGEST_RESIDUAL_SHIFT",
+    "LIMIT_OF_BIAS",
+    "LIMIT_OF_SUM",
     "ONE",
+    "TABLE_STEPS",
     "aligned_bias",
     "aligned_codes",
     "clamp_bound",

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from weft.cli.bench_training import train_step
 from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
 from weft.cli.output import Output, Stage
 from weft_hw import load_config
@@ -17,6 +18,9 @@ application = typer.Typer(help="Measure: figures with units.", no_args_is_help=T
 @application.callback()
 def bench() -> None:
     """Measure: figures with units."""
+
+
+application.command("train-step")(train_step)
 
 
 @application.command("sim")

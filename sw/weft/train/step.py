@@ -377,12 +377,20 @@ class TrainingStep:
 
     def parameters(self) -> Iterator[Parameter]:
         """In order of their first use."""
-        for operation in self.forward:
-            if isinstance(operation, Convolution):
-                yield operation.weights
-                yield from operation.biases
-                if operation.compensation is not None:
-                    yield operation.compensation
+        found: dict[str, Parameter] = {}
+        for operation in self.operations:
+            match operation:
+                case Convolution(weights=weights, biases=biases, compensation=compensation):
+                    used = [weights, *biases, *([compensation] if compensation else [])]
+                case DataGradient(weights=weights) | WeightGradient(weights=weights):
+                    used = [weights]
+                case BiasGradient(parameter=parameter) | CompensationGradient(parameter=parameter):
+                    used = [parameter]
+                case _:
+                    used = []
+            for parameter in used:
+                found.setdefault(parameter.name, parameter)
+        yield from found.values()
 
     def cells(self) -> tuple[str, ...]:
         """Names of the int32 numbers that the state holds besides parameters."""

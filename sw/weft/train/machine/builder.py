@@ -2,18 +2,22 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from weft.compiler.context import Ring
 from weft.compiler.kernels import ceil_div
 from weft.compiler.stream import Access, Space, Stream, reads, writes
+from weft.errors import InputError
 from weft.train.machine.homes import ImageHome, WeightHome, require_square
 from weft_hw.config import AcceleratorConfig
-from weft_hw.instructions import COUNT_BITS, Load, Memory
+from weft_hw.instructions import COUNT_BITS, Load, Memory, Store
 
-__all__ = ["STAGING_ROWS", "Box", "Builder", "ImageTile", "Slab", "WeightTile"]
+__all__ = ["STAGING_ROWS", "Box", "Builder", "ImageTile", "Slab", "WeightTile", "transfers"]
 
 STAGING_ROWS = 16
 """Accumulator rows at the end of the last bank, through which scalars travel."""
+
+SCRATCH_ROWS = 32
 
 MOST_TRIPS = (1 << COUNT_BITS) - 1
 SPACES = {Memory.ACTIVATION: Space.ACTIVATION, Memory.WEIGHT: Space.WEIGHT}
@@ -162,7 +166,14 @@ class Builder:
         self.staging = Ring(half, base=half, smallest=ceil_div(half, entries))
         self.weights = Ring(config.weight_bytes, smallest=ceil_div(config.weight_bytes, entries))
         self.parameters = Ring(config.parameter_rows)
-        usable = config.accumulator_rows - STAGING_ROWS
+        self.scratch_rows = max(self.side, min(SCRATCH_ROWS, config.accumulator_rows // 16))
+        besides = STAGING_ROWS + 2 * self.scratch_rows
+        usable = config.accumulator_rows - besides
+        if usable < self.side:
+            raise InputError(
+                f"training needs accumulator banks of {besides + self.side} rows or more; "
+                f"{config.name} has {config.accumulator_rows}"
+            )
         self.limit_rows = min(usable, self.tile_rows or usable)
         smallest = min(usable, ceil_div(usable * config.accumulator_banks, entries))
         self._banks = [Ring(usable, smallest=smallest) for _ in range(config.accumulator_banks)]
@@ -179,6 +190,23 @@ class Builder:
         """First accumulator row of those through which scalars travel."""
         return self.config.accumulator_total_rows - STAGING_ROWS
 
+    def scratch(self, half: int) -> int:
+        """First of ``scratch_rows`` accumulator rows; there are two such halves, 0 and 1.
+
+        They are for the length of one chunk of work, besides tiles of sums.
+        """
+        return self.staging_rows - (2 - half) * self.scratch_rows
+
+    def place(self, ring: Ring, box: Box, key: Hashable = None) -> Slab:
+        """Room for a box of codes."""
+        size = Slab(0, box, self.side).size
+        return Slab(ring.place(key, size), box, self.side)
+
+    def store_slab(self, home: ImageHome, slab: Slab, purpose: str) -> None:
+        """Copy a slab to DRAM."""
+        for instruction, accesses in transfers(Store, home, slab, Memory.ACTIVATION):
+            self.stream.emit(instruction, purpose, *accesses)
+
     def load_box(
         self,
         home: ImageHome,
@@ -192,16 +220,18 @@ class Builder:
         found = ring.find(key) if key is not None else None
         if found is not None:
             return Slab(found, box, self.side)
-        slab = Slab(0, box, self.side)
-        slab = Slab(ring.place(key, slab.size), box, self.side)
+        slab = self.place(ring, box, key)
         for instruction, accesses in transfers(Load, home, slab, memory):
             self.stream.emit(instruction, purpose, *accesses)
         return slab
 
 
+Transfer = TypeVar("Transfer", Load, Store)
+
+
 def transfers(
-    kind: type, home: ImageHome, slab: Slab, memory: Memory
-) -> list[tuple[Load, tuple[Access, Access]]]:
+    kind: type[Transfer], home: ImageHome, slab: Slab, memory: Memory
+) -> list[tuple[Transfer, tuple[Access, Access]]]:
     """The transfers of a box between DRAM and chip, in as few and long runs as they allow."""
     box, side = slab.box, slab.side
     tiles, images, rows, columns = box.counts

@@ -1,0 +1,35 @@
+"""The four lookup tables of a training step: all that the machine has, loaded once a program."""
+
+from weft.compiler.stream import Space, reads
+from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
+
+__all__ = [
+    "EXPONENTIAL",
+    "LOGARITHM",
+    "NEGATED_EXPONENTIAL",
+    "RECTIFIER",
+    "TABLES_ACCESS",
+    "TABLES_BYTES",
+    "table_bytes",
+]
+
+RECTIFIER, EXPONENTIAL, NEGATED_EXPONENTIAL, LOGARITHM = range(1, LOOKUP_TABLES + 1)
+"""Values of VECTOR's field ``lookup``."""
+
+TABLES_BYTES = LOOKUP_TABLES * LOOKUP_ENTRIES
+TABLES_ACCESS = reads(Space.LOOKUP, (0, TABLES_BYTES))
+
+
+def table_bytes(classes: int) -> bytes:
+    """All four tables as they lie in memory: entries of 0..127, then of -128..-1."""
+    import numpy as np
+
+    from weft_hw.training import exponential_table, logarithm_table, negated_exponential_table
+
+    tables = [
+        np.maximum(np.arange(-128, 128), 0),
+        exponential_table(),
+        negated_exponential_table(),
+        logarithm_table(classes),
+    ]
+    return b"".join(np.roll(table, 128).astype(np.int8).tobytes() for table in tables)
