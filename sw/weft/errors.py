@@ -3,6 +3,7 @@
 from weft_hw.errors import WeftError
 
 __all__ = [
+    "CheckpointError",
     "InputError",
     "MissingExtra",
     "ProgramFormatError",
@@ -18,6 +19,10 @@ class UnsupportedModel(WeftError):
 
 class ProgramFormatError(WeftError):
     """A program file is damaged, of another format version, or made for another configuration."""
+
+
+class CheckpointError(WeftError):
+    """A checkpoint of training cannot be read or written, or belongs to other training."""
 
 
 class InputError(WeftError):

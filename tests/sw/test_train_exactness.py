@@ -1,6 +1,5 @@
 """The fast engine's whole state after ten steps is that of an independent reference."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from training_networks import one_hot
 from training_reference import Memory, Reference, Settings
+from weft.train.data import target_codes
 from weft.train.fast import FastEngine
 from weft.train.methods import choose_method
 from weft.train.module import training_step
@@ -17,18 +16,9 @@ from weft.train.parameters import ParameterSet
 from weft.train.state import Rates, State
 from weft.train.step import MomentumUpdate, TrainingStep, Update
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 STEPS = 10
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Other threads have nothing to do in networks of this size, and are waited for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Family(nn.Module):
@@ -202,7 +192,7 @@ def compare_steps(
             bits=bits,
         )
         x, y = torch.from_numpy(images.astype(np.int64)), torch.from_numpy(labels)
-        targets = one_hot(labels, sizes.classes)
+        targets = target_codes(labels, sizes.classes)
         if number == 0:
             state = engine.first_largest(state, images, targets, rates, seed, number)
             reference.first_largest(memory, x, y, seed)

@@ -19,6 +19,7 @@ from weft.cli import (
     observation,
     run_model,
     synthesis,
+    train_model,
 )
 from weft_hw.errors import WeftError
 
@@ -41,6 +42,7 @@ application.command("demo")(demonstration.demo)
 application.command("compile")(compile_model.compile_command)
 application.command("run")(run_model.run)
 application.command("eval")(evaluate_model.evaluate_command)
+application.command("train")(train_model.train_command)
 application.command("estimate")(estimate.estimate)
 application.command("diverge")(diverge.diverge)
 application.command("disasm")(observation.disasm)

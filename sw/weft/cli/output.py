@@ -49,8 +49,11 @@ class Output:
             yield update
 
     @contextmanager
-    def bar(self, text: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A progress bar; call the yielded function with the number of finished items."""
+    def bar(self, text: str, total: int) -> Iterator[Callable[..., None]]:
+        """A progress bar; call the yielded function with the number of finished items.
+
+        Its second argument, where given, replaces the bar's text.
+        """
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,4 +62,4 @@ class Output:
         )
         with Progress(*columns, console=self.console, transient=not self.as_json) as progress:
             task = progress.add_task(text, total=total)
-            yield lambda done: progress.update(task, completed=done)
+            yield lambda done, text=None: progress.update(task, completed=done, description=text)

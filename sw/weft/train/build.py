@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from weft.errors import UnsupportedModel
+from weft.train.data import INPUT_EXPONENT
 from weft.train.layers import (
     AddLayer,
     AveragePoolLayer,
@@ -41,10 +42,10 @@ from weft.train.step import (
 )
 from weft_hw.training import CODE_LIMIT, LIMIT_OF_BIAS, ONE
 
-__all__ = ["ONE_EXPONENT", "average_factor", "build_step"]
+__all__ = ["LOSS_EXPONENT", "average_factor", "build_step"]
 
-ONE_EXPONENT = -7
-"""Of inputs, targets and the loss gradient: 127 stands for (nearly) 1."""
+LOSS_EXPONENT = -7
+"""Of targets and the loss gradient: 127 stands for (nearly) 1."""
 
 RANDOM_TENSORS = 1 << 12
 LIMIT_OF_SUMS = 1 << 31
@@ -106,14 +107,14 @@ class _Builder:
     def step(self, name: str) -> tuple[TrainingStep, ParameterSet]:
         """The whole step."""
         network = self.network
-        source = self._place(network.source, Exponent(None, ONE_EXPONENT))
+        source = self._place(network.source, Exponent(None, INPUT_EXPONENT))
         for layer in network.layers:
             self._forward(layer)
         logits = self.images[network.result.name]
         if not self._trained(network.result):
             raise UnsupportedModel("the module has no Linear or Conv2d: there is nothing to train")
-        target = Image("target", logits.shape, Exponent(None, ONE_EXPONENT))
-        loss = Image("loss", logits.shape, Exponent(None, ONE_EXPONENT))
+        target = Image("target", logits.shape, Exponent(None, LOSS_EXPONENT))
+        loss = Image("loss", logits.shape, Exponent(None, LOSS_EXPONENT))
         self.backward.append(LossGradient(logits, target, loss))
         self.gradients[network.result.name] = [loss]
         for layer in reversed(network.layers):

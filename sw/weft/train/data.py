@@ -20,6 +20,7 @@ __all__ = [
     "digits",
     "input_codes",
     "pictures",
+    "target_codes",
 ]
 
 INPUT_EXPONENT = -7
@@ -39,6 +40,11 @@ def input_codes(values: ArrayLike) -> Int8Array:
     """Real inputs as codes of exponent -7: ``clamp(rint(128 x))`` to [-127, 127]."""
     scaled = np.rint(np.asarray(values, np.float64) * 2.0**-INPUT_EXPONENT)
     return np.clip(scaled, -CODE_LIMIT, CODE_LIMIT).astype(np.int8)
+
+
+def target_codes(labels: ArrayLike, classes: int) -> Int8Array:
+    """Labels (N,) as codes (N, classes): 127 at the label, else 0."""
+    return np.eye(classes, dtype=np.int8)[np.asarray(labels)] * np.int8(CODE_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -120,14 +120,55 @@ class FastEngine:
         logits : int8 array (batch, classes)
             Before the update.
         """
+        with _threads(self.threads):
+            run = self._passes(state, images, targets, seed, number)
+            run.update(rates)
+        return run.state, run.logits()
+
+    def values(
+        self,
+        state: State,
+        images: NDArray[np.int8],
+        targets: NDArray[np.int8],
+        seed: int,
+        number: int,
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+        """Everything that a step computes before its updates, as real numbers.
+
+        Returns
+        -------
+        tensors : dict of str to array (batch, height, width, channels)
+            By image: results and their gradients (descent directions, of the summed loss).
+        gradients : dict of str to array
+            By parameter, in its shape: descent directions, of the summed loss.
+        """
+        with _threads(self.threads):
+            run = self._passes(state, images, targets, seed, number)
+        tensors = {
+            image.name: np.ldexp(codes.double().cpu().numpy(), run.exponent(image.exponent))
+            for image, codes in run.results()
+        }
+        gradients = {
+            parameter.name: np.ldexp(sums.cpu().numpy(), exponent).reshape(parameter.shape)
+            for parameter, sums, exponent in run.gradients
+        }
+        return tensors, gradients
+
+    def _passes(
+        self,
+        state: State,
+        images: NDArray[np.int8],
+        targets: NDArray[np.int8],
+        seed: int,
+        number: int,
+    ) -> "_Run":
+        """All operations; the updates are left."""
         self._check(images, targets)
         run = _Run(self.step, state, self._random.fill(seed, number), self.device)
         run.put(self.step.source, images)
         run.put(self.step.target, targets[:, None, None, :])
-        with _threads(self.threads):
-            run.execute(self.step.operations)
-            run.update(rates)
-        return run.state, run.logits()
+        run.execute(self.step.operations)
+        return run
 
     def first_largest(
         self,
@@ -271,6 +312,13 @@ class _Run:
             update_by_bits(self.gradients, update, self.state, rates.bits, self.random)
         else:
             update_by_momentum(self.gradients, update, self.state, rates, self.random)
+
+    def results(self) -> Iterator[tuple[Image, Any]]:
+        """The images that operations have made, and their codes."""
+        for operation in self.step.operations:
+            image = getattr(operation, "result", None)
+            if image is not None:
+                yield image, self.images[image.name]
 
     def logits(self) -> NDArray[np.int8]:
         """(samples, classes)."""

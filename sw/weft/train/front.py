@@ -134,6 +134,8 @@ class _Reader:
         needed: set[Any] = set()
         for node in reversed(self.nodes):
             mutates = node.op == "call_function" and node.target._schema.is_mutable
+            if mutates and node.args[0].name in self.buffers:
+                continue  # counters of normalization, which is refused for itself
             if node.op == "output" or mutates or node in needed:
                 needed.update({node, *node.all_input_nodes})
         return needed

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from weft.errors import InputError
 from weft.train.state import State
 from weft.train.step import MomentumUpdate, Parameter, TrainingStep, Update
 from weft_hw.training import CODE_LIMIT
@@ -105,6 +106,26 @@ class ParameterSet:
             if update.momentum:
                 state.velocity[name] = np.zeros(values.shape, kind)
         state.codes[name] = np.clip(codes, -CODE_LIMIT, CODE_LIMIT).astype(np.int8)
+
+    def assign_torch(self, state: State, name: str, values: NDArray[Any]) -> None:
+        """:meth:`assign` from PyTorch's layout.
+
+        Raises
+        ------
+        InputError
+            If the shape differs, or a value is not finite or out of the parameter's range.
+        """
+        if values.shape != self.shapes[name]:
+            raise InputError(f"{name} has shape {values.shape}, not {self.shapes[name]}")
+        parameter = self.parameters[name]
+        limit = float(np.ldexp(CODE_LIMIT, parameter.exponent))
+        largest = float(np.abs(values).max(initial=0.0))
+        if not largest <= limit:  # NaN too
+            raise InputError(
+                f"{name} reaches {largest:.4g}; it was compiled for at most {limit:.4g}: compile "
+                "the module with these values"
+            )
+        self.assign(state, name, from_torch_layout(values, parameter.shape))
 
     def real(self, state: State, name: str) -> NDArray[np.float64]:
         """A parameter's values, from its master where there is one, in its own shape."""
