@@ -226,6 +226,6 @@ def test_transfers_are_all_that_crosses() -> None:
     case = make("residual", "octo", "delayed")
     program = compile_step(case.step, load_config("base16"))
     sizes = {entry.what: (entry.to_machine, entry.from_machine) for entry in program.transfers()}
-    assert sizes["pixels"] == (3 * 8 * 8 * 16, 0)
+    assert sizes["pixels"] == (3 * 8 * 8 * 3, 0)  # no padding to whole tiles
     assert sizes["targets by class"] == (16 * 5, 0)  # one block of 16 samples
     assert sizes["logits"] == (0, 3 * 16)

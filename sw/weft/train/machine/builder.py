@@ -221,6 +221,12 @@ class Builder:
         if found is not None:
             return Slab(found, box, self.side)
         slab = self.place(ring, box, key)
+        if home.narrow:
+            self.stream.emit(
+                Load(address=slab.address, run_bytes=slab.size, memory=memory, extent=0),
+                "fill with zeros",
+                writes(SPACES[memory], slab.span),
+            )
         for instruction, accesses in transfers(Load, home, slab, memory):
             self.stream.emit(instruction, purpose, *accesses)
         return slab
@@ -235,7 +241,8 @@ def transfers(
     """The transfers of a box between DRAM and chip, in as few and long runs as they allow."""
     box, side = slab.box, slab.side
     tiles, images, rows, columns = box.counts
-    run, counts = tiles * side, [images, rows, columns]
+    run = home.pitch if home.narrow else tiles * side
+    counts = [images, rows, columns]
     dram = [home.image_pitch, home.row_pitch, home.pitch]
     chip = [slab.image_pitch, slab.row_pitch, slab.pitch]
     for loop in (2, 1, 0):  # runs that lie behind one another on both sides become one
@@ -258,7 +265,9 @@ def transfers(
             memory=memory,
             extent=1,
         )
-        last = home.at(box.images[1] - 1, box.rows[1] - 1, box.columns[1] - 1, box.tiles[1] * side)
+        last = run + home.at(
+            box.images[1] - 1, box.rows[1] - 1, box.columns[1] - 1, box.tiles[0] * side
+        )
         in_dram, on_chip = (first, last), slab.span
         if kind is Load:
             accesses = reads(Space.DRAM, in_dram), writes(SPACES[memory], on_chip)

@@ -22,14 +22,17 @@ class ImageHome:
     image : Image
     batch : int
     side : int
-        Of the array; pixels are whole multiples of it.
+        Of the array; pixels are whole multiples of it, with zeros behind the channels.
     address : int
+    narrow : bool
+        Pixels have no more bytes than channels here; LOAD brings the zeros.
     """
 
     image: Image
     batch: int
     side: int
     address: int
+    narrow: bool = False
 
     @property
     def tiles(self) -> int:
@@ -39,7 +42,7 @@ class ImageHome:
     @property
     def pitch(self) -> int:
         """Bytes of a pixel."""
-        return self.tiles * self.side
+        return self.image.shape[2] if self.narrow else self.tiles * self.side
 
     @property
     def row_pitch(self) -> int:

@@ -266,13 +266,18 @@ class _Planner:
         placed: list[Area] = []
         lifetimes = self._lifetimes()
         places = self._in_place(lifetimes)
+
+        def narrow(name: str) -> bool:
+            """Whether nothing writes it but the host, and zeros would take more than it."""
+            return name == self.step.source.name and 2 * self.step.source.shape[2] <= self.side
+
         for name, place in places.items():
             image, purpose, first, last = lifetimes[place]
             lifetimes[place] = image, purpose, first, max(last, lifetimes[name][3])
         results = {name: lifetimes.pop(name)[0] for name in places}
 
         def size_of(name: str) -> int:
-            home = ImageHome(lifetimes[name][0], self.step.batch, self.side, 0)
+            home = ImageHome(lifetimes[name][0], self.step.batch, self.side, 0, narrow(name))
             return ceil_div(home.size, ALIGNMENT) * ALIGNMENT
 
         for name in sorted(lifetimes, key=lambda name: (-size_of(name), name)):
@@ -285,7 +290,7 @@ class _Planner:
                     break
                 address = max(address, area.end)
             placed.append(Area(name, purpose, address, size, first, last))
-            homes[name] = ImageHome(image, self.step.batch, self.side, address)
+            homes[name] = ImageHome(image, self.step.batch, self.side, address, narrow(name))
         for name, place in places.items():
             homes[name] = dataclasses.replace(homes[place], image=results[name])
         self.areas += placed
