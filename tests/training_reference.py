@@ -2,8 +2,8 @@
 
 Shares no code with the engines: the products' gradients come from autograd in float64, everything
 else is int64. The family is: convolution with ReLU, a residual convolution behind it (sum, then
-ReLU), pooling (largest or average), dense layer. All values are tensors of NumPy shape
-(batch, height, width, channels).
+ReLU), pooling (largest or average), a hidden dense layer with ReLU or none, dense layer. All values
+are tensors of NumPy shape (batch, height, width, channels).
 """
 
 import math
@@ -164,6 +164,7 @@ class Reference:
         stride, padding = {
             "stem": (settings.stride, settings.padding),
             "block": (1, 1),
+            "hidden": (1, 0),
             "classify": (1, 0),
         }[layer]
 
@@ -272,7 +273,12 @@ class Reference:
             )
         else:
             pooled, e_pooled = windows.amax(3), e_added
-        logits, e_logits = layer("classify", pooled, e_pooled)
+        hidden, e_hidden = pooled, e_pooled
+        deep = "hidden.weight" in memory.codes
+        if deep:
+            hidden, e_hidden = layer("hidden", pooled, e_pooled)
+            hidden = hidden.clamp(min=0)
+        logits, e_logits = layer("classify", hidden, e_hidden)
 
         # Loss
         loss = self._loss_gradient(logits[:, 0, 0], e_logits, labels)[:, None, None]
@@ -290,8 +296,14 @@ class Reference:
                 gradients[f"{name}.compensation"] = dy.sum(axes), e_dy, 0
             return dx
 
-        sums = back("classify", pooled, e_pooled, loss, -7)
+        sums = back("classify", hidden, e_hidden, loss, -7)
         exponent = -7 + exponents["classify.weight"]
+        if deep:
+            d_hidden, e_d_hidden = quantize(
+                "hidden.gradient", sums, exponent, backward=True, positive=hidden
+            )
+            sums = back("hidden", pooled, e_pooled, d_hidden, e_d_hidden)
+            exponent = e_d_hidden + exponents["hidden.weight"]
         positive = None if settings.average else pooled
         d_pool, e_pool = quantize("pool.gradient", sums, exponent, backward=True, positive=positive)
         if settings.average:

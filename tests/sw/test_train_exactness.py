@@ -33,12 +33,17 @@ class Family(nn.Module):
         self.block = nn.Conv2d(channels, channels, 3, padding=1)
         self.pool = nn.AvgPool2d(sizes.window) if sizes.average else nn.MaxPool2d(sizes.window)
         height, width = (size // sizes.window for size in sizes.pixels)
-        self.classify = nn.Linear(channels * height * width, sizes.classes)
+        features = channels * height * width
+        self.hidden = nn.Linear(features, sizes.hidden) if sizes.hidden else None
+        self.classify = nn.Linear(sizes.hidden or features, sizes.classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self.stem(images).relu()
         x = nn.functional.relu(x + self.block(x))
-        return self.classify(self.pool(x).flatten(1))
+        x = self.pool(x).flatten(1)
+        if self.hidden is not None:
+            x = self.hidden(x).relu()
+        return self.classify(x)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Sizes:
     window: int
     average: bool
     classes: int
+    hidden: int = 0
 
     @property
     def pixels(self) -> tuple[int, int]:
@@ -66,6 +72,14 @@ class Sizes:
 
 
 def draw(rng: np.random.Generator) -> Sizes:
+    """Sizes whose pool has a result."""
+    while True:
+        sizes = draw_any(rng)
+        if min(sizes.pixels) >= sizes.window:
+            return sizes
+
+
+def draw_any(rng: np.random.Generator) -> Sizes:
     kernel = int(rng.choice([1, 2, 3, 5]))
     return Sizes(
         batch=int(rng.integers(1, 8)),
@@ -79,6 +93,7 @@ def draw(rng: np.random.Generator) -> Sizes:
         window=int(rng.integers(1, 3)),
         average=bool(rng.integers(2)),
         classes=int(rng.integers(2, 12)),
+        hidden=int(rng.choice([0, 1, 7, 20])),
     )
 
 
