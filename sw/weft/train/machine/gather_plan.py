@@ -7,9 +7,19 @@ from weft.compiler.kernels import ceil_div
 from weft.train.machine.axes import Axis
 from weft.train.machine.builder import MOST_TRIPS, Builder
 
-__all__ = ["TRANSFER", "Bands", "GatherPlan", "Problem", "bands_of", "choose_plan", "splits"]
+__all__ = [
+    "BESIDE",
+    "TRANSFER",
+    "Bands",
+    "GatherPlan",
+    "Problem",
+    "bands_of",
+    "choose_plan",
+    "splits",
+]
 
 TRANSFER = 60  # cycles from a load's start to its retirement, besides those of its bytes
+BESIDE = 0.15  # weight of loads that hide behind products: others want the bus too
 PER_TILE = 40  # cycles that a tile costs although its operands are there
 
 
@@ -166,25 +176,29 @@ class _Chooser:
         stored = problem.y.kernel * problem.x.kernel * problem.depth * side * side
         group = stored * plan.tiles
         per_box = parts * weights * groups / bus
+        waits = 0.0  # for what cannot be loaded ahead
         if plan.tiles_first:
             kept = whole_slab <= builder.operands.capacity
             load_image = image * (1 if kept else groups)
             everything = stored * problem.tiles <= builder.weights.capacity
-            load_weights = stored * problem.tiles / bus if everything else per_box * boxes
+            if kept:
+                waits += (boxes - 1) * max(0, 2 * whole_slab - builder.operands.capacity) / bus
         else:
             load_image = image * groups
             everything = group <= builder.weights.capacity
-            load_weights = stored * problem.tiles / bus if everything else per_box * boxes
-        waits = 0.0  # for what cannot be loaded ahead
+            if everything:
+                waits += (groups - 1) * max(0, 2 * group - builder.weights.capacity) / bus
+        load_weights = stored * problem.tiles / bus if everything else per_box * boxes
         if 2 * slab > builder.operands.capacity and load_image > slab / bus:
             waits += load_image
-        if not everything and 2 * weights > builder.weights.capacity:
+        if 2 * weights > builder.weights.capacity and load_weights > weights / bus:
             waits += load_weights
         first = slab / bus + weights / bus + TRANSFER
         tiles = boxes * groups
         sums = plan.images * plan.rows * plan.columns * plan.tiles
         instructions = tiles * parts * (PER_TILE + TRANSFER * (waits > 0))
-        return max(matrix, load_image + load_weights) + waits + first + sums + instructions
+        loads = load_image + load_weights
+        return max(matrix, loads) + BESIDE * loads + waits + first + sums + instructions
 
 
 def choose_plan(problem: Problem, builder: Builder) -> GatherPlan:

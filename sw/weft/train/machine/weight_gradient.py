@@ -10,35 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from weft.compiler.kernels import ceil_div
 from weft.compiler.stream import Space, reads, writes
 from weft.compiler.vectors import trim
 from weft.errors import InputError
 from weft.train.machine.axes import Axis, Range, axes_of, forward_axis, ranges
-from weft.train.machine.builder import MOST_TRIPS, Box, Builder, Slab, WeightTile
-from weft.train.machine.gather_plan import TRANSFER, bands_of, splits
+from weft.train.machine.builder import Box, Builder, Slab, WeightTile
+from weft.train.machine.weight_gradient_plan import (
+    WeightGradientProblem,
+    choose_weight_gradient_plan,
+)
 from weft.train.step import WeightGradient
 from weft_hw.instructions import Accumulate, Bounds, Dataflow, Matrix, Memory
 
 __all__ = ["weight_gradient_sums"]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Sizes: of a block of sums, and of the part of the reduction that is on chip at once.
-
-    ``inputs_first``: blocks of other output channels come before those of other input channels.
-    ``whole``: X's slab is that of all taps, and so serves blocks of other taps too.
-    """
-
-    taps: tuple[int, int]
-    inputs: int
-    outputs: int
-    images: int
-    rows: int
-    columns: int
-    inputs_first: bool
-    whole: bool
 
 
 @dataclass(frozen=True)
@@ -79,129 +63,9 @@ class _Products:
                 f"a tile of sums may take {builder.limit_rows} accumulator rows; the gradient of "
                 f"weights needs {builder.side}, the rows of the array"
             )
-        self.plan = self._choose()
-
-    # Sizes -------------------------------------------------------------------------------------
-
-    def _choose(self) -> _Plan:
-        """What fits and should take least time."""
-        best: tuple[float, _Plan] | None = None
-        chunks = list(self._chunks())
-        for block in self._blocks():
-            for chunk in chunks:
-                for order in itertools.product((True, False), repeat=2):
-                    plan = _Plan(*block, *chunk, *order)
-                    cost = self._cost(plan)
-                    if cost is not None and (best is None or cost < best[0]):
-                        best = cost, plan
-        assert best is not None, "one tap and one pixel of one channel tile always fit"
-        return best[1]
-
-    def _blocks(self) -> Iterator[tuple[tuple[int, int], int, int]]:
-        """Taps, input tiles, output tiles."""
-        rows, columns = self.geometry.kernel
-        taps = [(part, columns) for part in splits(rows)]
-        taps += [(1, part) for part in splits(columns) if part < columns]
-        most = self.builder.limit_rows // self.builder.side
-        for y, x in taps:
-            for inputs in splits(self.source.tiles):
-                for outputs in splits(self.gradient.tiles):
-                    if y * x * inputs * outputs <= most:
-                        yield (y, x), inputs, outputs
-
-    def _chunks(self) -> Iterator[tuple[int, int, int]]:
-        """Images, rows, columns of dY."""
-        height, width = (axis.result for axis in self.axes)
-        pixels = [(rows, width) for rows in splits(height)]
-        pixels += [(1, columns) for columns in splits(width) if columns < width]
-        most = max(self.builder.weights.capacity // self.builder.side, 1)
-        for rows, columns in pixels:
-            for images in splits(self.gradient.batch):
-                if images * rows * columns <= most and max(images, rows, columns) <= MOST_TRIPS:
-                    yield images, rows, columns
-
-    def _slab_rows(self, number: int, size: int, kernel: int) -> int:
-        """Most rows (columns) of X that a chunk of dY meets by so many taps."""
-        axis, dilation = self.axes[number], self.geometry.dilation[number]
-        needed = (size - 1) * self.geometry.stride[number] + (kernel - 1) * dilation + 1
-        return min(axis.source, needed)
-
-    def _cost(self, plan: _Plan) -> float | None:
-        """Cycles, roughly; None if it does not fit."""
-        builder, side, bus = self.builder, self.builder.side, self.builder.config.bus_bytes
-        kernel = self.geometry.kernel
-        reach = kernel if plan.whole else plan.taps
-        height, width = (
-            self._slab_rows(number, size, reach[number])
-            for number, size in enumerate((plan.rows, plan.columns))
-        )
-        pixels = plan.images * plan.rows * plan.columns
-        left = plan.images * height * width * plan.inputs * side
-        top = pixels * plan.outputs * side
-        if left > builder.operands.capacity or top > builder.weights.capacity:
-            return None
-        if max(height, width) > MOST_TRIPS:
-            return None
-        y, x = (self._products(n, size) for n, size in enumerate((plan.rows, plan.columns)))
-        batch = self.gradient.batch
-        chunks = ceil_div(batch, plan.images) * y[0] * x[0]
-        taps = kernel[0] * kernel[1]
-        pairs = self.source.tiles * self.gradient.tiles
-        matrix = pairs * (batch * y[1] * x[1] + chunks * taps * (side + 1))
-
-        groups = (
-            ceil_div(self.source.tiles, plan.inputs),
-            ceil_div(self.gradient.tiles, plan.outputs),
-        )
-        tap_groups = ceil_div(kernel[0], plan.taps[0]) * ceil_div(kernel[1], plan.taps[1])
-        loads = waits = 0.0
-        for size, ring, own, other, outer, kept, home_tiles, tiles in (
-            (
-                left,
-                builder.operands,
-                groups[0],
-                groups[1],
-                plan.inputs_first,
-                plan.whole,
-                self.source.tiles,
-                plan.inputs,
-            ),
-            (
-                top,
-                builder.weights,
-                groups[1],
-                groups[0],
-                not plan.inputs_first,
-                True,
-                self.gradient.tiles,
-                plan.outputs,
-            ),
-        ):
-            pixels_read = chunks * size / (tiles * side)
-            runs = pixels_read if tiles < home_tiles else 0
-            once = own * max(chunks * size / bus, runs)
-            if chunks * size * own <= ring.capacity and kept:
-                times = 1
-            elif chunks * size <= ring.capacity and kept:
-                times = 1 if outer else other
-            else:
-                times = other * tap_groups
-            loads += once * times
-            if 2 * size > ring.capacity and times * own * chunks > 1:
-                waits += once * times
-        sums = plan.taps[0] * plan.taps[1] * plan.inputs * plan.outputs * side
-        first = (left + top) / bus + TRANSFER
-        instructions = 6 * chunks * tap_groups * groups[0] * groups[1]
-        return max(matrix, loads) + waits + first + sums + instructions
-
-    def _products(self, number: int, size: int) -> tuple[int, int]:
-        """Bands of that size; dY's rows (columns) that taps met, over all taps."""
-        known = self.__dict__.setdefault("_known", {})
-        key = number, size
-        if key not in known:
-            bands = bands_of(self.axes[number], size, 1)
-            known[key] = bands.count, bands.products
-        return known[key]
+        tiles = self.source.tiles, self.gradient.tiles
+        problem = WeightGradientProblem(self.gradient.batch, self.axes, self.geometry, *tiles)
+        self.plan = choose_weight_gradient_plan(problem, builder)
 
     # Blocks ------------------------------------------------------------------------------------
 
@@ -218,11 +82,9 @@ class _Products:
                 ranges((0, rows), plan.taps[0]), ranges((0, columns), plan.taps[1])
             ):
                 first, count = y[0] * columns + x[0], (y[1] - y[0]) * (x[1] - x[0])
-                tile = WeightTile(0, (first, first + count), inputs_of, outputs_of, builder.side)
-                address = builder.accumulators(tile.rows)
-                tile = WeightTile(
-                    address, (first, first + count), inputs_of, outputs_of, builder.side
-                )
+                of = (first, first + count), inputs_of, outputs_of
+                tile = WeightTile(0, *of, builder.side)
+                tile = WeightTile(builder.accumulators(tile.rows), *of, builder.side)
                 self._sum(tile, (y, x))
                 yield tile
 
