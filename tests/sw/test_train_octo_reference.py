@@ -18,18 +18,9 @@ from weft.train.octo_reference import (
     octo_network,
 )
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 EXACT, DEMONSTRATION = ZeroPoints.EXACT, ZeroPoints.DEMONSTRATION
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small only wait for further threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tensor(rng: np.random.Generator, *shape: int, low: float = -1.0, high: float = 1.0):

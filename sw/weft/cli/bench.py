@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from weft.cli.bench_methods import train
 from weft.cli.bench_training import train_step
 from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
 from weft.cli.output import Output, Stage
@@ -20,6 +21,7 @@ def bench() -> None:
     """Measure: figures with units."""
 
 
+application.command("train")(train)
 application.command("train-step")(train_step)
 
 

@@ -1,0 +1,1 @@
+"""Methods of training compared: same network, start, data order and number of trials."""
