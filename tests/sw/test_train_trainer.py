@@ -243,6 +243,20 @@ def test_clear_errors_of_compile() -> None:
         compile_training(network(), torch.zeros(8, 2, 6, 6), "no-such")
 
 
+@pytest.mark.parametrize("method", ["octo", "shared"])
+@pytest.mark.parametrize("engine", ["fast", "functional"])
+def test_the_machine_verifies_and_is_verified(engine: str, method: str) -> None:
+    """Delayed exponents, so that the machine starts from what the fast engine has measured."""
+    images, labels = data(3 * BATCH)
+    runs = []
+    for verify_every in (2, 0):
+        options = {"engine": engine, "verify_every": verify_every}
+        with trainer_of(method=method, exponents="delayed", **options) as trainer:
+            reports = list(trainer.epoch(images, labels))
+        runs.append((trainer.state, reports))
+    assert runs[0][0].difference(runs[1][0]) is None and runs[0][1] == runs[1][1]
+
+
 class Broken:
     """An engine that is wrong from its second step on."""
 

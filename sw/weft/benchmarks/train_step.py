@@ -1,14 +1,14 @@
 """A training step on the machine, cycles and memory: `weft bench train-step`."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weft.train.machine.engine import MachineEngine, StepProgram
 from weft.train.machine.timing import macs_of, operation_times
-from weft.train.state import Rates, State
+from weft.train.state import Rates, State, StepEngine
 from weft.train.step import (
     Convolution,
     DataGradient,
@@ -28,22 +28,6 @@ from weft_hw.config import AcceleratorConfig
 __all__ = ["bench_passes", "bench_step", "convolution_passes", "memory_of"]
 
 LARGEST = 1 << 15
-
-
-class Engine(Protocol):
-    """What executes training steps."""
-
-    def run(
-        self,
-        state: State,
-        images: NDArray[np.int8],
-        targets: NDArray[np.int8],
-        rates: Rates,
-        seed: int,
-        number: int,
-    ) -> tuple[State, NDArray[np.int8]]:
-        """The state after a step, and the logits."""
-        ...
 
 
 def convolution_passes(
@@ -155,7 +139,7 @@ def bench_step(
     state: State,
     images: NDArray[np.int8],
     targets: NDArray[np.int8],
-    judge: Engine,
+    judge: StepEngine,
     *,
     engine: str,
     **options: Any,
@@ -164,7 +148,7 @@ def bench_step(
 
     Parameters
     ----------
-    judge : Engine
+    judge : StepEngine
         Another engine, whose state after the step must be the same.
 
     Raises

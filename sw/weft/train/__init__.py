@@ -6,10 +6,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weft.train.compiling import compile
     from weft.train.methods import METHODS, Method
     from weft.train.schedule import Schedule, constant, cosine, falling_bits, stairs
     from weft.train.step import BitUpdate, MomentumUpdate
-    from weft.train.trainer import EngineMismatch, Evaluation, StepReport, Trainer, compile
+    from weft.train.trainer import EngineMismatch, Evaluation, StepReport, Trainer
 
 __all__ = [
     "METHODS",
@@ -38,7 +39,7 @@ _HOMES = {
     "Schedule": "schedule",
     "StepReport": "trainer",
     "Trainer": "trainer",
-    "compile": "trainer",
+    "compile": "compiling",
     "constant": "schedule",
     "cosine": "schedule",
     "falling_bits": "schedule",

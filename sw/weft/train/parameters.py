@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from weft.errors import InputError
 from weft.train.state import State
-from weft.train.step import MomentumUpdate, Parameter, TrainingStep, Update
+from weft.train.step import BitUpdate, MomentumUpdate, Parameter, TrainingStep, Update
 from weft_hw.training import CODE_LIMIT
 
 __all__ = ["ParameterSet", "from_torch_layout", "to_torch_layout"]
@@ -20,6 +20,9 @@ INITIAL_CODE = 64
 
 BIAS_EXPONENT = -4
 """Least exponent of biases and compensations: their range is at least -7.9 to 7.9."""
+
+BIAS_EXPONENT_OF_CODES = -7
+"""The same where codes are all the state, which every update moves by one or more."""
 
 
 def from_torch_layout(values: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -79,8 +82,10 @@ class ParameterSet:
         self.shapes[name] = shape if values is None else values.shape
         given = np.zeros(shape) if values is None else np.asarray(values, np.float64)
         initial = from_torch_layout(given, shape)
-        least = None if len(shape) == 4 else BIAS_EXPONENT
-        parameter = Parameter(name, shape, _exponent(initial, least), group, numbers)
+        coarse = isinstance(self.update, BitUpdate)
+        of_biases = BIAS_EXPONENT_OF_CODES if coarse else BIAS_EXPONENT
+        exponent = _exponent(initial, None if len(shape) == 4 else of_biases)
+        parameter = Parameter(name, shape, exponent, group, numbers)
         self.parameters[name] = parameter
         self.initial[name] = initial
         return parameter

@@ -2,14 +2,14 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from weft_hw.arithmetic import quantize_multiplier
 
-__all__ = ["Rates", "State"]
+__all__ = ["Rates", "State", "StepEngine"]
 
 Array = NDArray[Any]
 
@@ -104,3 +104,31 @@ class Rates:
             },
             bits,
         )
+
+
+class StepEngine(Protocol):
+    """What executes training steps."""
+
+    def run(
+        self,
+        state: State,
+        images: NDArray[np.int8],
+        targets: NDArray[np.int8],
+        rates: Rates,
+        seed: int,
+        number: int,
+    ) -> tuple[State, NDArray[np.int8]]:
+        """The state after a step, and the logits (batch, classes) before its update.
+
+        Parameters
+        ----------
+        state : State
+            Stays as it is.
+        images : int8 array (batch, height, width, channels)
+        targets : int8 array (batch, classes)
+            127 at the label, else 0.
+        rates : Rates
+        seed, number : int
+            Of the run and of the step: they choose the random bits.
+        """
+        ...

@@ -1,10 +1,9 @@
 """A PyTorch module in training: steps, evaluation, checkpoints, on any engine."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +11,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from weft.errors import InputError
 from weft.train.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from weft.train.data import input_codes, target_codes
+from weft.train.data import target_codes
 from weft.train.fast import FastEngine
-from weft.train.methods import Method
-from weft.train.module import training_step
+from weft.train.inputs import checked_labels, cross_entropy, image_codes
 from weft.train.parameters import ParameterSet
-from weft.train.schedule import Schedule, constant
-from weft.train.state import Rates, State
-from weft.train.step import TrainingStep, Update
-from weft_hw.config import AcceleratorConfig, load_config
+from weft.train.schedule import Schedule
+from weft.train.state import State, StepEngine
+from weft.train.step import TrainingStep
 
-__all__ = ["ENGINES", "EngineMismatch", "Evaluation", "StepReport", "Trainer", "compile"]
+__all__ = ["EngineMismatch", "Evaluation", "StepReport", "Trainer"]
 
-ENGINES = ("fast", "functional", "rtl")
-
-DEFAULT_RATE = 0.05
+COMPENSATION = ".compensation"
+SATURATED = ".saturated"
 
 
 class EngineMismatch(Exception):
@@ -74,115 +70,6 @@ class Evaluation:
         return self.correct / self.samples
 
 
-class _Engine(Protocol):
-    def run(
-        self,
-        state: State,
-        images: NDArray[np.int8],
-        targets: NDArray[np.int8],
-        rates: Rates,
-        seed: int,
-        number: int,
-    ) -> tuple[State, NDArray[np.int8]]: ...
-
-
-def compile(
-    module: Any,
-    example_input: Any,
-    config: AcceleratorConfig | str = "base16",
-    *,
-    method: str | Method = "octo",
-    update: Update | None = None,
-    exponents: str | None = None,
-    compensation: str | None = None,
-    engine: str = "fast",
-    verify_every: int = 0,
-    schedule: Schedule | Callable[[int], float] | float = DEFAULT_RATE,
-    seed: int = 0,
-    device: Any = None,
-    **options: Any,
-) -> "Trainer":
-    """Prepare a PyTorch module for integer training.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Not changed. Its parameters are the first weights.
-    example_input : float tensor (batch, C, H, W) or (batch, features)
-        For its shape; its first axis is the batch of every step.
-    config : AcceleratorConfig or str
-        The machine that the engines ``functional`` and ``rtl`` simulate.
-    method : str or Method
-        ``int8``, ``compensated``, ``clipped``, ``octo`` or ``shared``
-        (:data:`weft.train.methods.METHODS`).
-    update : Update, optional
-        In place of the method's, for example ``MomentumUpdate(state_bits=32, decays=True)``.
-    exponents : str, optional
-        ``own`` or ``delayed``.
-    compensation : str, optional
-        ``none``, ``channel`` or ``pixel``.
-    engine : str
-        ``fast`` (PyTorch integers), ``functional`` or ``rtl`` (the machine's program).
-    verify_every : int
-        If not 0, every so many steps are also computed by another engine (a machine's by ``fast``,
-        ``fast`` by ``functional``), and both must end in the same state.
-    schedule : Schedule, callable or float
-        A callable gives the learning rate by step (:mod:`weft.train.schedule`).
-    seed : int
-        Of stochastic rounding and of the order of the data.
-    device : str or torch.device, optional
-        Of the fast engine.
-    **options
-        Of the machine's engine.
-
-    Returns
-    -------
-    Trainer
-
-    Raises
-    ------
-    UnsupportedModel
-        If the module holds what cannot be trained; the message names the layer.
-    InputError, ConfigError
-        If an argument is not allowed.
-    """
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    if verify_every < 0:
-        raise InputError(f"verify_every={verify_every}: 0 (never) or a number of steps")
-    if not 0 <= seed < 1 << 32:
-        raise InputError(f"seed={seed}: from 0 to 2^32 - 1")
-    machine = config if isinstance(config, AcceleratorConfig) else load_config(config)
-    step, parameters = training_step(
-        module,
-        torch.as_tensor(example_input),
-        method,
-        update=update,
-        exponents=exponents,
-        compensation=compensation,
-    )
-    fast = FastEngine(step, device)
-    runs: _Engine = fast
-    verifies: _Engine | None = None
-    if engine != "fast" or verify_every:
-        lowering = import_module("weft.train.machine")
-        kind = "functional" if engine == "fast" else engine
-        other = lowering.MachineEngine(step, machine, engine=kind, **options)
-        runs, verifies = (fast, other) if engine == "fast" else (other, fast)
-    if not isinstance(schedule, Schedule):
-        schedule = Schedule(schedule if callable(schedule) else constant(schedule))
-    return Trainer(
-        step,
-        parameters,
-        fast,
-        runs,
-        verifies if verify_every else None,
-        verify_every=verify_every,
-        schedule=schedule,
-        seed=seed,
-    )
-
-
 class Trainer:
     """A module in training; :func:`compile` makes it.
 
@@ -206,8 +93,8 @@ class Trainer:
         step: TrainingStep,
         parameters: ParameterSet,
         fast: FastEngine,
-        engine: _Engine,
-        verifier: _Engine | None,
+        engine: StepEngine,
+        verifier: StepEngine | None,
         *,
         verify_every: int,
         schedule: Schedule,
@@ -247,7 +134,7 @@ class Trainer:
         EngineMismatch
             If a verification fails. The state is that before the step.
         """
-        images, labels = self._images(x), self._labels(y)
+        images, labels = self._inputs(x), self._labels(y)
         if len(images) != self.batch or len(labels) != self.batch:
             raise InputError(
                 f"a batch of {len(images)} inputs and {len(labels)} labels: the step is compiled "
@@ -278,7 +165,7 @@ class Trainer:
         InputError
             As :meth:`step`; if there is less than one batch.
         """
-        images, labels = self._images(x), self._labels(y)
+        images, labels = self._inputs(x), self._labels(y)
         if len(images) != len(labels):
             raise InputError(f"{len(images)} inputs and {len(labels)} labels")
         steps = self.steps_of_epoch(len(images))
@@ -286,7 +173,7 @@ class Trainer:
         order = np.random.default_rng([self.seed, number]).permutation(len(images))
         for start in range(place * self.batch, steps * self.batch, self.batch):
             chosen = order[start : start + self.batch]
-            yield self.step(_torch_order(images[chosen]), labels[chosen])
+            yield self.step(images[chosen].transpose(0, 3, 1, 2), labels[chosen])
 
     def steps_of_epoch(self, samples: int) -> int:
         """Whole batches in a data set; the rest of an epoch's order is left out.
@@ -308,16 +195,16 @@ class Trainer:
         InputError
             As :meth:`step`; if no step has been made, which sets the exponents.
         """
-        images, labels = self._images(x), self._labels(y)
+        images, labels = self._inputs(x), self._labels(y)
         if len(images) != len(labels) or not len(labels):
             raise InputError(f"{len(images)} inputs and {len(labels)} labels")
         logits = self._logits(images)
         correct = int((logits.argmax(axis=1) == labels).sum())
-        return Evaluation(_cross_entropy(logits, labels), correct, len(labels))
+        return Evaluation(cross_entropy(logits, labels), correct, len(labels))
 
     def predict(self, x: ArrayLike) -> NDArray[np.float32]:
         """Logits (samples, classes), computed as in :meth:`evaluate`."""
-        return self._logits(self._images(x)).astype(np.float32)
+        return self._logits(self._inputs(x)).astype(np.float32)
 
     def _logits(self, images: NDArray[np.int8]) -> NDArray[np.float64]:
         if not self.number:
@@ -389,6 +276,19 @@ class Trainer:
         run = read_checkpoint(path, self.training_step)
         self.state, self.number, self.seed = run.state, run.number, run.seed
 
+    def close(self) -> None:
+        """Release the machines; the fast engine needs none."""
+        for engine in (self.engine, self._verifier):
+            close = getattr(engine, "close", None)
+            if close is not None:
+                close()
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # Inside ---------------------------------------------------------------------------------------
 
     def _verify(
@@ -419,62 +319,10 @@ class Trainer:
             if name.endswith(SATURATED)
         }
         correct = int((logits.argmax(axis=1) == labels).sum())
-        return StepReport(self.number, _cross_entropy(real, labels), correct, saturated)
+        return StepReport(self.number, cross_entropy(real, labels), correct, saturated)
 
-    def _images(self, x: ArrayLike) -> NDArray[np.int8]:
-        """Inputs as codes (N, height, width, channels)."""
-        array = np.asarray(x.detach().cpu() if isinstance(x, torch.Tensor) else x)
-        height, width, channels = self.training_step.source.shape
-        if array.ndim == 2 and (height, width) == (1, 1):
-            array = array[:, :, None, None]
-        if array.shape[1:] != (channels, height, width):
-            raise InputError(
-                f"inputs of shape {array.shape}: the module is compiled for "
-                f"(N, {channels}, {height}, {width})"
-            )
-        if array.dtype.kind == "f":
-            _check_range(array)
-            array = input_codes(array)
-        elif array.dtype != np.int8:
-            raise InputError(f"inputs of {array.dtype}: give floats from -1 to 1, or int8 codes")
-        return np.maximum(array.transpose(0, 2, 3, 1), -127)
+    def _inputs(self, x: ArrayLike) -> NDArray[np.int8]:
+        return image_codes(x, self.training_step.source.shape)
 
     def _labels(self, y: ArrayLike) -> NDArray[np.int64]:
-        array = np.asarray(y.detach().cpu() if isinstance(y, torch.Tensor) else y)
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise InputError(f"labels: {array.dtype} of shape {array.shape}; give integers (N,)")
-        classes = self.training_step.target.shape[2]
-        wrong = np.flatnonzero((array < 0) | (array >= classes))
-        if len(wrong):
-            raise InputError(
-                f"label {array[wrong[0]]} at place {wrong[0]}: the module has {classes} classes, "
-                f"0 to {classes - 1}"
-            )
-        return array.astype(np.int64)
-
-
-COMPENSATION = ".compensation"
-SATURATED = ".saturated"
-
-
-def _torch_order(images: NDArray[np.int8]) -> NDArray[np.int8]:
-    return images.transpose(0, 3, 1, 2)
-
-
-def _check_range(array: NDArray[Any]) -> None:
-    wrong = np.argwhere(~np.isfinite(array))
-    if len(wrong):
-        place = tuple(int(n) for n in wrong[0])
-        raise InputError(f"the input at {place} is {array[place]}: inputs must be finite")
-    largest = float(np.abs(array).max(initial=0.0))
-    if largest > 1:
-        raise InputError(
-            f"inputs reach {largest:.4g}: scale them to [-1, 1] (they are kept as 1/128)"
-        )
-
-
-def _cross_entropy(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Mean over the samples, in floating point."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    normalizer = np.log(np.exp(shifted).sum(axis=1))
-    return float((normalizer - shifted[np.arange(len(labels)), labels]).mean())
+        return checked_labels(y, self.training_step.target.shape[2])
