@@ -108,7 +108,8 @@ class ProductBench:
         self.homes: dict[str, ImageHome] = {}
         at = 0
         for image in (self.x, self.y):
-            home = ImageHome(image, case.batch, self.side, at)
+            narrow = image.shape[2] < self.side and bool(rng.integers(2))
+            home = ImageHome(image, case.batch, self.side, at, narrow)
             self.homes[image.name] = home
             at = _page(at + home.size)
         self.weights = WeightHome(self.w, self.side, at)
@@ -120,8 +121,12 @@ class ProductBench:
         side, home = self.side, self.weights
         padded = _pad(_pad(self.values["w"], 2, side), 3, side)
         tiles = padded.reshape(home.taps, home.inputs, side, home.outputs, side)
+        images = {
+            place.address: values if place.narrow else _pad(values, 3, side)
+            for values, place in ((self.values[name], self.homes[name]) for name in ("x", "y"))
+        }
         return {
-            **{self.homes[name].address: _pad(self.values[name], 3, side) for name in ("x", "y")},
+            **images,
             home.codes: np.ascontiguousarray(tiles.transpose(0, 1, 3, 2, 4)),
         }
 
