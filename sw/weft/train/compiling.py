@@ -91,7 +91,7 @@ def compile(
     machine = config if isinstance(config, AcceleratorConfig) else load_config(config)
     step, parameters = training_step(
         module,
-        torch.as_tensor(example_input),
+        torch.zeros(tuple(example_input.shape)),
         method,
         update=update,
         exponents=exponents,

@@ -374,6 +374,7 @@ RULES: dict[str, Rule] = {
     "dropout": _dropout,
     "feature_dropout": _dropout,
     "contiguous": _same,
+    "to": _same,
     "clone": _same,
     "alias": _same,
 }

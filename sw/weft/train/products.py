@@ -4,7 +4,8 @@ A sum of whole numbers is exact in floating point while the sum of their absolut
 within the significand: below 2^24 in float32, in whatever order a library adds. Every product
 below is cut into parts for which that bound is proved from the operands' values. A library that
 does not merely multiply and add (Winograd's or Fourier's algorithms, reduced precision) would not
-be exact: :func:`check_products` finds that out with extreme operands.
+be exact: :func:`check_products` finds that out with extreme operands. Accelerators choose such
+algorithms freely in float32; there, all is float64.
 """
 
 from collections.abc import Iterator
@@ -66,6 +67,8 @@ def forward_sums(source: Any, weights: Any, geometry: Geometry) -> tuple[Any, fl
     """
     costs = CODE_LIMIT * weights.abs().sum((2, 3)).amax(0)
     bound = float(costs.sum())
+    if source.device.type != "cpu":
+        return _convolve(source.double(), weights.double(), geometry), bound
     if bound < EXACT:
         return _convolve(source, weights, geometry), bound
     total = None
@@ -94,6 +97,8 @@ def data_gradient(gradient: Any, weights: Any, geometry: Geometry, shape: tuple[
     float32 tensor (N, H, W, C) where every sum is below 2^24, else float64
     """
     costs = CODE_LIMIT * weights.abs().sum((2, 3)).amax(1)
+    if gradient.device.type != "cpu":
+        return _scatter(gradient.double(), weights.double(), geometry, shape)
     if float(costs.sum()) < EXACT:
         return _scatter(gradient, weights, geometry, shape)
     total = None
@@ -144,9 +149,12 @@ def weight_gradient(source: Any, gradient: Any, weights: Any, geometry: Geometry
     -------
     float64 tensor (out, in, y, x)
     """
+    if source.device.type != "cpu":
+        source, gradient = source.double(), gradient.double()
     costs = CODE_LIMIT * gradient.abs().sum((1, 2)).amax(1)
+    parts = _parts(costs) if source.dtype == torch.float32 else [(0, len(source))]
     total = None
-    for start, stop in _parts(costs):
+    for start, stop in parts:
         x, dy = source[start:stop], gradient[start:stop]
         if stop - start == 1 and float(costs[start]) >= EXACT:
             x, dy = x.double(), dy.double()
