@@ -167,7 +167,14 @@ def train_command(
     torch.save(trainer.state_dict(), partial)
     os.replace(partial, weights)
     output.say(f"wrote {CHECKPOINT}, {WEIGHTS} and {HISTORY} to {output_path}")
-    output.result({"steps": trainer.number, "epochs": history})
+    cycles = getattr(trainer.engine, "cycles", None)
+    if cycles:
+        wall = trainer.engine.wall_seconds
+        output.say(
+            f"{trainer.engine.runs:,} steps on rtl: {cycles:,} cycles in {wall:.1f} s, "
+            f"{cycles / wall / 1000:,.0f} kcycles/s"
+        )
+    output.result({"steps": trainer.number, "epochs": history, "cycles": cycles})
 
 
 def _split(samples: NDArray[Any], labels: NDArray[Any], held_out: float, batch: int) -> int:

@@ -140,6 +140,8 @@ class MachineEngine:
     program : StepProgram
     last_run : RunResult or None
         Cycles and counters of the last step.
+    runs, cycles, wall_seconds
+        Of all steps so far; no cycles on an engine without time.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class MachineEngine:
         self.step = step
         self.program = compile_step(step, config, tile_rows=tile_rows)
         self.last_run: RunResult | None = None
+        self.runs, self.cycles, self.wall_seconds = 0, 0, 0.0
         self._resident: State | None = None
         plan = self.program.plan
         self.device: Device = open_device(
@@ -228,6 +231,9 @@ class MachineEngine:
             random_seed=seed,
             random_step=number,
         )
+        self.runs += 1
+        self.cycles += self.last_run.cycles or 0
+        self.wall_seconds += self.last_run.wall_seconds
 
     def read_image(self, name: str) -> Codes:
         """Codes of an image (batch, height, width, channels) as DRAM has them; most are
