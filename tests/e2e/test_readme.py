@@ -67,15 +67,44 @@ def tflite_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+NETWORK = """
+import torch
+
+
+class Network(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            torch.nn.Conv2d(1, 4, 3, stride=2, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(4 * 3 * 3, 5),
+        )
+"""
+
+
+@pytest.fixture(scope="module")
+def training_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network to train and its data, of the names that the README gives."""
+    path = tmp_path_factory.mktemp("training")
+    rng = np.random.default_rng(1)
+    (path / "network.py").write_text(NETWORK)
+    np.save(path / "samples.npy", rng.uniform(-1, 1, (80, 1, 6, 5)).astype(np.float32))
+    np.save(path / "labels.npy", rng.integers(0, 5, 80))
+    return path
+
+
 @pytest.mark.rtl
 @pytest.mark.torch
 @pytest.mark.tflite
-def test_weft_commands_run_in_the_readmes_order(folder: Path, tflite_folder: Path) -> None:
+def test_weft_commands_run_in_the_readmes_order(
+    folder: Path, tflite_folder: Path, training_folder: Path
+) -> None:
     found = commands("weft")
     assert len(found) >= 5
     for command in found:
         words = shlex.split(command)
         where = tflite_folder if "model.tflite" in words else folder
+        where = training_folder if words[1] == "train" else where
         result = subprocess.run(
             [str(BIN / words[0]), *words[1:]], cwd=where, capture_output=True, text=True
         )
@@ -85,6 +114,8 @@ def test_weft_commands_run_in_the_readmes_order(folder: Path, tflite_folder: Pat
         assert (folder / name).is_file()
     assert (tflite_folder / "report.json").is_file() and (tflite_folder / "y.npy").is_file()
     assert (folder / "build/base16/weft_top.v").is_file()
+    assert (training_folder / "trained" / "weights.pt").is_file()
+    assert (training_folder / "on_rtl" / "weights.pt").is_file()
 
 
 def test_make_targets_of_the_readme_exist() -> None:
