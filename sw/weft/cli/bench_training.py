@@ -13,6 +13,12 @@ from weft_hw import load_config
 __all__ = ["train_step"]
 
 
+PADDING = (
+    "multiply-accumulates are the model's, those with padding too: the machine leaves most of "
+    "these out, and utilization may pass 100 %"
+)
+
+
 class Workload(enum.StrEnum):
     """What is measured."""
 
@@ -67,6 +73,7 @@ def train_step(
             result = bench_network(
                 workload.value, chosen, batch, method, exponents, engine=engine, **options
             )
+    output.console.print(PADDING)
     if workload is Workload.CONVOLUTION:
         _show_passes(output, result["results"])
     else:

@@ -43,7 +43,10 @@ class OperationTime:
 
 
 def macs_of(operation: Operation, batch: int) -> int:
-    """Multiply-accumulates of an operation."""
+    """Multiply-accumulates of an operation, those with padding included.
+
+    The machine leaves out most of these, so that its utilization may pass 100 %.
+    """
     match operation:
         case Convolution(weights=weights, result=result):
             image = result
