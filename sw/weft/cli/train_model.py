@@ -167,12 +167,12 @@ def train_command(
     torch.save(trainer.state_dict(), partial)
     os.replace(partial, weights)
     output.say(f"wrote {CHECKPOINT}, {WEIGHTS} and {HISTORY} to {output_path}")
-    cycles = getattr(trainer.engine, "cycles", None)
+    machine: Any = trainer.engine  # the fast engine has no cycles
+    cycles = getattr(machine, "cycles", 0)
     if cycles:
-        wall = trainer.engine.wall_seconds
         output.say(
-            f"{trainer.engine.runs:,} steps on rtl: {cycles:,} cycles in {wall:.1f} s, "
-            f"{cycles / wall / 1000:,.0f} kcycles/s"
+            f"{machine.runs:,} steps on rtl: {cycles:,} cycles in {machine.wall_seconds:.1f} s, "
+            f"{cycles / machine.wall_seconds / 1000:,.0f} kcycles/s"
         )
     output.result({"steps": trainer.number, "epochs": history, "cycles": cycles})
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 from weft.compiler.context import Ring
 from weft.compiler.kernels import ceil_div
 from weft.compiler.stream import Access, Space, Stream, reads, writes
-from weft.errors import InputError
+from weft.errors import InputError, UnsupportedModel
 from weft.train.machine.homes import ImageHome, WeightHome, require_square
 from weft_hw.config import AcceleratorConfig
 from weft_hw.instructions import COUNT_BITS, Load, Memory, Store
@@ -180,7 +180,14 @@ class Builder:
         self._bank = 0
 
     def accumulators(self, rows: int) -> int:
-        """First of some accumulator rows, in the bank whose turn it is."""
+        """First of some accumulator rows, in the bank whose turn it is.
+
+        Raises
+        ------
+        UnsupportedModel
+            If a bank does not have as many.
+        """
+        self._require("accumulator rows of a bank", rows, self._banks[0].capacity)
         self._bank = (self._bank + 1) % self.config.accumulator_banks
         start = self._banks[self._bank].place(None, rows)
         return self._bank * self.config.accumulator_rows + start
@@ -198,9 +205,23 @@ class Builder:
         return self.staging_rows - (2 - half) * self.scratch_rows
 
     def place(self, ring: Ring, box: Box, key: Hashable = None) -> Slab:
-        """Room for a box of codes."""
+        """Room for a box of codes.
+
+        Raises
+        ------
+        UnsupportedModel
+            If the ring does not have as much.
+        """
         size = Slab(0, box, self.side).size
+        self._require("bytes of a scratchpad's part", size, ring.capacity)
         return Slab(ring.place(key, size), box, self.side)
+
+    def _require(self, what: str, needed: int, limit: int) -> None:
+        if needed > limit:
+            raise UnsupportedModel(
+                f"operation {self.stream.layer} of the step: its smallest tile needs {needed:,} "
+                f"{what}; {self.config.name} has {limit:,}: choose a larger configuration"
+            )
 
     def store_slab(self, home: ImageHome, slab: Slab, purpose: str) -> None:
         """Copy a slab to DRAM."""
