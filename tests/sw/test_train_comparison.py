@@ -115,6 +115,15 @@ def test_real_methods_learn(rng: np.random.Generator) -> None:
     for method in result["methods"]:
         assert len(method["runs"]) == 1 and len(method["runs"][0]["curve"]) == 7
         assert method["mean"] > 0.5, method["name"]
+    octo = result["methods"][1]
+    assert octo["bytes"]["weights"] == 12_176 * (1 + 2 + 2)
+    assert octo["bytes"]["compensations"] == (16 * 64 + 24 * 16 * 2 + 32 + 10) * (1 + 2 + 2)
+    assert min(entry["start"][0] for entry in octo["gradients"]) > 0.99
+    assert "gradients" not in result["methods"][0]
+    assert f"| Octo | {min(entry['start'][0] for entry in octo['gradients']):.4f} |" in markdown(
+        [result]
+    )
+    assert "of compensations" in comparison_page([result])
     assert json.loads(json.dumps(result)) == result
 
 

@@ -66,7 +66,7 @@ class _Frame:
         return LEFT + (WIDTH - LEFT - RIGHT) * share
 
     def y(self, accuracy: float) -> float:
-        share = (min(max(accuracy, self.low), self.high) - self.low) / (self.high - self.low)
+        share = (accuracy - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
     def line(self, accuracies: Sequence[float]) -> str:
@@ -112,6 +112,7 @@ def _chart(methods: Sequence[dict[str, Any]], frame: _Frame, title: str) -> dict
         "width": WIDTH,
         "height": HEIGHT,
         "left": LEFT,
+        "top": TOP,
         "right": WIDTH - RIGHT,
         "bottom": HEIGHT - BOTTOM,
         "curves": curves,

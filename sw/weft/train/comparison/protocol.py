@@ -18,6 +18,7 @@ from torch import nn
 
 from weft.errors import InputError
 from weft.train.comparison.contenders import CONTENDERS, QUESTIONS, Contender
+from weft.train.comparison.diagnosis import diagnosis
 from weft.train.comparison.learners import (
     Images,
     Labels,
@@ -164,7 +165,8 @@ def compare(
     Returns
     -------
     dict
-        Of plain values; ``methods`` holds an entry for each, accuracies in [0, 1].
+        Of plain values; ``methods`` holds an entry for each, accuracies in [0, 1], with the
+        :func:`~weft.train.comparison.diagnosis.diagnosis` of the first seed.
     """
     data = task.data()
     network = task.network()
@@ -192,10 +194,15 @@ def compare(
                     finished(done := done + 1)
                 trials.append((mean(accuracies), schedule))
             best = max(trials, key=lambda trial: trial[0])[1]
-            runs, started = [], time.perf_counter()
+            runs, started, last = [], time.perf_counter(), None
             for seed in range(task.seeds):
-                runs.append(_tested(task, data, contender, best, seed))
+                run, learner = _tested(task, data, contender, best, seed)
+                last = last or learner
+                runs.append(run)
                 finished(done := done + 1)
+            seconds = (time.perf_counter() - started) / task.seeds
+            first = run_once(task, data, contender, best, 0, epochs=0)
+            batches = list(_batches(task, data, FIRST_TUNING_SEED, 1))
             accuracies = [run["curve"][-1] for run in runs]
             result["methods"].append(
                 {
@@ -206,7 +213,8 @@ def compare(
                     "runs": runs,
                     "mean": mean(accuracies),
                     "spread": stdev(accuracies) if len(accuracies) > 1 else 0.0,
-                    "seconds": (time.perf_counter() - started) / task.seeds,
+                    "seconds": seconds,
+                    **(diagnosis(first, last, batches) if last else {}),
                 }
             )
             save(result)
@@ -215,9 +223,9 @@ def compare(
 
 def _tested(
     task: Task, data: DataSet, contender: Contender, schedule: Schedule, seed: int
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Learner]:
     curve: list[float] = []
-    run_once(
+    learner = run_once(
         task,
         data,
         contender,
@@ -226,7 +234,7 @@ def _tested(
         task.epochs,
         lambda learner: curve.append(_accuracy(learner, data.test_images, data.test_labels)),
     )
-    return {"seed": seed, "curve": curve}
+    return {"seed": seed, "curve": curve}, learner
 
 
 def answers(methods: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

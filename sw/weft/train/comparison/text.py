@@ -43,4 +43,28 @@ def _task(result: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {answer['question']} | {answer['difference']:+.2f}{error} | {answer['answer']} |"
         )
+    return [*lines, "", *_diagnoses(result["methods"])]
+
+
+def _diagnoses(methods: Sequence[dict[str, Any]]) -> list[str]:
+    """Angles of gradients and bytes of state, for those methods that have them."""
+    known = [method for method in methods if "gradients" in method]
+    if not known:
+        return []
+    heads = (
+        "| method | start | start, forward unquantized | end | end, forward unquantized "
+        "| bytes of weights | of biases | of compensations |"
+    )
+    lines = [
+        heads,
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for method in known:
+        lowest = (
+            f"{min(entry[when][place] for entry in method['gradients']):.4f}"
+            for when in ("start", "end")
+            for place in (0, 1)
+        )
+        sizes = (f"{size:,}" for size in method["bytes"].values())
+        lines.append(f"| {' | '.join((method['name'], *lowest, *sizes))} |")
     return [*lines, ""]
