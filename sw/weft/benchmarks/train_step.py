@@ -179,5 +179,6 @@ def memory_of(program: StepProgram) -> dict[str, Any]:
     return {
         "memory": plan.by_purpose(),
         "peak_bytes": plan.peak,
+        "areas": [dataclasses.asdict(area) for area in plan.areas],
         "transfers": [dataclasses.asdict(entry) for entry in program.transfers()],
     }

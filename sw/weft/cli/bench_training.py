@@ -1,13 +1,16 @@
 """`weft bench train-step`: what a training step costs on the machine."""
 
 import enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from weft.cli.files import check_writable, write_text
 from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
 from weft.cli.output import Output, Stage
+from weft.errors import InputError
 from weft_hw import load_config
 
 __all__ = ["train_step"]
@@ -44,11 +47,19 @@ def train_step(
     config: ConfigOption = "base16",
     engine: EngineOption = "rtl",
     latency: LatencyOption = 20,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write a page (HTML) of a network's step.", metavar="FILE"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """A training step: cycles by operation, memory by purpose, and what crosses to the host."""
     output = Output(as_json=as_json)
     chosen = load_config(config or "base16")
+    if report is not None and workload is Workload.CONVOLUTION:
+        raise InputError("--report is of a network's step: give --network digits or residual")
+    if report is not None:
+        check_writable("--report", report, (".html",))
     head = {
         "config": chosen.name,
         "engine": engine,
@@ -79,6 +90,11 @@ def train_step(
     else:
         head["method"] = method
         _show_step(output, result)
+        if report is not None:
+            from weft.train.machine.page import step_page
+
+            write_text(report, step_page(head | result))
+            output.say(f"wrote {report}")
     output.result(head | result)
 
 
