@@ -10,6 +10,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.block_memory import NO_COLLISION
 from weft_hw.gateware.interfaces import (
     READ_LATENCY,
     AccumulatorReadPort,
@@ -98,7 +99,10 @@ class AccumulatorMemory(wiring.Component):
         accepted_writes = [self._held_write(m, k, port) for k, port in enumerate(self.writes)]
         for bank in range(banks):
             storage: memory.Memory = memory.Memory(
-                shape=unsigned(width), depth=config.accumulator_rows, init=[]
+                shape=unsigned(width),
+                depth=config.accumulator_rows,
+                init=[],
+                attrs=NO_COLLISION,
             )
             m.submodules[f"bank_{bank}"] = storage
             self._bank_reads(m, bank, storage.read_port(), read_bank[bank], update)

@@ -155,7 +155,10 @@ class Core(wiring.Component):
             readers=len(activation_reads),
             writers=len(activation_writes),
             read_bytes=[len(requester.data) // 8 for requester in activation_reads],
+            told_banks=True,
         )
+        activation_banks = (matrix.left_banks, vector.a_banks, vector.b_banks, store.banks)
+        m.d.comb += [port.eq(mask) for port, mask in zip(activation.read_banks, activation_banks)]
         m.submodules.weight = weight = Scratchpad(
             config.weight_bytes, config.weight_banks, line, readers=2, writers=1
         )

@@ -1,10 +1,11 @@
 """Instruction fetch: reads the program ahead of dispatch and hands it on in words."""
 
 from amaranth.hdl import Cat, Module, ResetInserter, Signal, unsigned
-from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.block_memory import BlockFifo
 from weft_hw.gateware.interfaces import AxiReadPort
 from weft_hw.instructions import WORD_BYTES
 
@@ -131,7 +132,7 @@ class Fetch(wiring.Component):
 
         # The buffer.
         m.submodules.buffer = buffer = ResetInserter(self.start)(
-            fifo.SyncFIFOBuffered(width=config.bus_width + 1, depth=self.buffer_beats)
+            BlockFifo(width=config.bus_width + 1, depth=self.buffer_beats)
         )
         m.d.comb += [
             self.axi.rready.eq(1),
@@ -145,7 +146,7 @@ class Fetch(wiring.Component):
             self._slice(m, buffer, active)
         return m
 
-    def _gather(self, m: Module, buffer: fifo.SyncFIFOBuffered, active: Signal) -> None:
+    def _gather(self, m: Module, buffer: BlockFifo, active: Signal) -> None:
         """Beats narrower than a word: shift them in from the top."""
         config = self._config
         beats = WORD_BITS // config.bus_width
@@ -175,7 +176,7 @@ class Fetch(wiring.Component):
         with m.If(~active):
             m.d.sync += held.eq(0)
 
-    def _slice(self, m: Module, buffer: fifo.SyncFIFOBuffered, active: Signal) -> None:
+    def _slice(self, m: Module, buffer: BlockFifo, active: Signal) -> None:
         """Beats as wide as a word, or several words: lowest first."""
         words = self._config.bus_width // WORD_BITS
         m.d.comb += [

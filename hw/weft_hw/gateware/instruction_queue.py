@@ -1,10 +1,12 @@
 """One engine's instruction queue: words in, whole instructions out, signals on retirement."""
 
-from amaranth.hdl import Cat, Module, Signal, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.block_memory import BlockFifo
+from weft_hw.gateware.choice import numbered
 from weft_hw.gateware.interfaces import EnginePort
 from weft_hw.instructions import INSTRUCTIONS, SEMAPHORE_BITS, WORD_BYTES, Instruction, Queue
 
@@ -101,31 +103,40 @@ class InstructionQueue(wiring.Component):
         m = Module()
         words = self._largest.size // WORD_BYTES
         layout = queue_word_layout()
-        m.submodules.stored = stored = fifo.SyncFIFOBuffered(
-            width=layout.size, depth=self._config.queue_depth * words
+        # Beside each word, as if it were an instruction's first one, of which kind that is: the
+        # memory gives its words late in a cycle.
+        kind_shape = range(len(self._kinds))
+        stored_layout = data.StructLayout({"word": layout, "kind": kind_shape})
+        m.submodules.stored = stored = BlockFifo(
+            width=stored_layout.size, depth=self._config.queue_depth * words
         )
+        arriving = Signal(stored_layout)
+        m.d.comb += arriving.word.eq(self.words.payload)
+        for number, kind in enumerate(self._kinds):
+            with m.If(self.words.payload.data[:8] == kind.opcode):
+                m.d.comb += arriving.kind.eq(number)
         m.d.comb += [
-            stored.w_data.eq(self.words.payload),
+            stored.w_data.eq(arriving),
             stored.w_en.eq(self.words.valid),
             self.words.ready.eq(stored.w_rdy),
         ]
 
         # The head: one word a cycle, until the instruction is complete.
-        word = data.View(layout, stored.r_data)
+        arrived = data.View(stored_layout, stored.r_data)
+        word = arrived.word
         parts = [Signal(8 * WORD_BYTES, name=f"word_{i}", reset_less=True) for i in range(words)]
         number = Signal(OFFSET_BITS, reset_less=True)
         position = Signal(range(words))
+        begun_kind = Signal(kind_shape, reset_less=True)
         final = Signal(range(words))  # position of the instruction's last word
         complete = Signal()
         pop = Signal()
-        with m.If(position == 0):
-            with m.Switch(word.data[:8]):
-                for kind in self._kinds:
-                    with m.Case(kind.opcode):
-                        m.d.comb += final.eq(kind.size // WORD_BYTES - 1)
-        with m.Else():
-            m.d.comb += final.eq(self._final_of(m, parts[0][:8], words))
-
+        m.d.comb += final.eq(
+            numbered(
+                Mux(position == 0, arrived.kind, begun_kind),
+                [Const(kind.size // WORD_BYTES - 1) for kind in self._kinds],
+            )
+        )
         m.d.comb += [
             pop.eq(stored.r_rdy & ~complete),
             stored.r_en.eq(pop),
@@ -140,7 +151,7 @@ class InstructionQueue(wiring.Component):
             with m.If(position == final):
                 m.d.sync += position.eq(0)
             with m.If(position == 0):
-                m.d.sync += number.eq(word.number)
+                m.d.sync += [number.eq(word.number), begun_kind.eq(arrived.kind)]
             for index, part in enumerate(parts):
                 with m.If(position == index):
                     m.d.sync += part.eq(word.data)
@@ -181,12 +192,3 @@ class InstructionQueue(wiring.Component):
         with m.If(self.retire & unretired.r_rdy & ~self.stop):
             m.d.comb += self.signal.eq(unretired.r_data[:SEMAPHORE_BITS])
         return m
-
-    def _final_of(self, m: Module, opcode: Signal, words: int) -> Signal:
-        """Position of the last word of the instruction whose first word is in the head."""
-        final = Signal(range(words), name="final_of_head")
-        with m.Switch(opcode):
-            for kind in self._kinds:
-                with m.Case(kind.opcode):
-                    m.d.comb += final.eq(kind.size // WORD_BYTES - 1)
-        return final

@@ -5,6 +5,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.block_memory import NO_COLLISION
 from weft_hw.gateware.interfaces import LOOKUP_ADDRESS_BITS, LookupPort, WritePort
 
 __all__ = ["LookupTables"]
@@ -17,7 +18,7 @@ class LookupTables(wiring.Component):
     one a cycle; it is accepted with the last of them. Lookups are always accepted.
 
     Timing: an entry comes one cycle after its address. A lookup in the cycle of a write to the same
-    entry gives the old or the new one.
+    entry gives no particular one.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ class LookupTables(wiring.Component):
             m.d.sync += turn.eq(turn + 1)  # wraps: a beat is a power of two
         for lane in range(self._config.columns):
             cells: memory.Memory = memory.Memory(
-                shape=unsigned(8), depth=1 << LOOKUP_ADDRESS_BITS, init=[]
+                shape=unsigned(8), depth=1 << LOOKUP_ADDRESS_BITS, init=[], attrs=NO_COLLISION
             )
             m.submodules[f"lane_{lane}"] = cells
             write, read = cells.write_port(), cells.read_port()

@@ -53,6 +53,8 @@ class MatrixEngine(wiring.Component):
     engine : In(EnginePort(Matrix))
     left, top : Out(ReadPort)
         Activation and weight scratchpad.
+    left_banks : Out(activation_banks)
+        Those that the address of ``left`` needs.
     update : Out(AccumulatorUpdatePort)
         ``pause`` is followed by one row's time without a request, at most once in the time that a
         row takes from its request to the accumulator memory.
@@ -64,6 +66,7 @@ class MatrixEngine(wiring.Component):
             {
                 "engine": In(EnginePort(Matrix)),
                 "left": Out(ReadPort(config.activation_address_bits, config.left_port_bytes)),
+                "left_banks": Out(config.activation_banks),
                 "top": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "update": Out(AccumulatorUpdatePort(config)),
             }
@@ -181,6 +184,7 @@ class MatrixEngine(wiring.Component):
             allowed.eq(row.valid & ready & begun & ~shifts & (waiting | ~halts)),
             self.left.valid.eq(allowed & current.reads),
             self.left.address.eq(current.address),
+            self.left_banks.eq(current.banks),
             row.issued.eq(allowed & (self.left.ready | ~current.reads)),
             loader.swap_issued.eq(row.issued & current.swap),
             closes.eq(row.issued & current.closes),

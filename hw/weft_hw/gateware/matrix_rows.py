@@ -9,6 +9,7 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
 from weft_hw.gateware.row_queue import RowQueue
+from weft_hw.gateware.scratchpad import activation_banks_read
 from weft_hw.instructions import (
     LOOPS_MATRIX,
     ROW_BITS,
@@ -44,6 +45,7 @@ def row_layout(config: AcceleratorConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "address": config.activation_address_bits,
+            "banks": config.activation_banks,
             "zero_point": signed(8),
             **({"split": range(modes)} if modes > 1 else {}),
             "reads": 1,
@@ -238,6 +240,11 @@ def _checked(
     with m.If(first.valid):
         m.d.sync += [
             second.eq(first.row),
+            second.banks.eq(
+                activation_banks_read(
+                    m, "left_place", config, first.row.address, config.left_port_bytes
+                )
+            ),
             second.accumulator.eq(end),
             checked_offset.eq(first.offset),
             left.eq(first.left),

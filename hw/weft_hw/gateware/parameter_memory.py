@@ -5,6 +5,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.block_memory import NO_COLLISION
 from weft_hw.gateware.interfaces import READ_LATENCY, ParameterReadPort, WritePort
 
 __all__ = ["ParameterMemory"]
@@ -18,7 +19,7 @@ class ParameterMemory(wiring.Component):
 
     Flow control: both ports are always ready. A write is one whole bus beat at an address aligned
     to beats: it takes place if bit 0 of its strobes is set. A read of the row that is being written
-    in the same cycle gives the old or the new beat.
+    in the same cycle gives no particular beat.
 
     Timing: a row comes ``READ_LATENCY`` cycles after its address (registers of the address, then
     memory, then a register of the row).
@@ -66,7 +67,7 @@ class ParameterMemory(wiring.Component):
             # The last beat's tail lies beyond the row.
             used = min(8 * config.bus_bytes, 72 * config.columns - 8 * config.bus_bytes * number)
             cells: memory.Memory = memory.Memory(
-                shape=unsigned(used), depth=config.parameter_rows, init=[]
+                shape=unsigned(used), depth=config.parameter_rows, init=[], attrs=NO_COLLISION
             )
             m.submodules[f"beat_{number}"] = cells
             write, read = cells.write_port(), cells.read_port()

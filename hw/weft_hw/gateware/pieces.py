@@ -28,6 +28,8 @@ class PieceCutter(wiring.Component):
         Of the bytes of a beat and of a chunk.
     fields : data.StructLayout
         What is the same for all pieces of a run; it is handed on.
+    banks : int
+        Bits that are worked out from a piece's address before it leaves; 0 for no such members.
 
     Members
     -------
@@ -39,9 +41,14 @@ class PieceCutter(wiring.Component):
     piece : Out(stream of (local, width, left, room, run_ends, beat_ends, fields))
         ``width`` bytes, or, if ``run_ends``, ``left`` of them. ``local``: as above, of this piece.
         ``room``: bytes to the end of its beat. ``beat_ends``: at its end, if the run does not.
+    coming, coming_banks : Out(local_bits), In(banks)
+        The address of a piece that is being prepared, and what is worked out from it: ``banks`` of
+        the piece.
     """
 
-    def __init__(self, *, local_bits: int, size_bits: int, fields: data.StructLayout) -> None:
+    def __init__(
+        self, *, local_bits: int, size_bits: int, fields: data.StructLayout, banks: int = 0
+    ) -> None:
         size = unsigned(size_bits)
         run = {
             "bytes": unsigned(STRIDE_BITS),
@@ -62,14 +69,18 @@ class PieceCutter(wiring.Component):
             "beat_ends": unsigned(1),
             "fields": fields,
         }
+        self._banks = banks
+        if banks:
+            piece["banks"] = unsigned(banks)
         self._run = data.StructLayout(run)
         self._piece = data.StructLayout(piece)
-        super().__init__(
-            {
-                "run": In(stream.Signature(self._run)),
-                "piece": Out(stream.Signature(self._piece)),
-            }
-        )
+        members: dict[str, object] = {
+            "run": In(stream.Signature(self._run)),
+            "piece": Out(stream.Signature(self._piece)),
+        }
+        if banks:
+            members |= {"coming": Out(local_bits), "coming_banks": In(banks)}
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -130,6 +141,8 @@ class PieceCutter(wiring.Component):
             new.beat_ends.eq(beat_ends),
             new.fields.eq(rest.fields),
         ]
+        if self._banks:
+            m.d.comb += [self.coming.eq(rest.local), new.banks.eq(self.coming_banks)]
         with m.If(~self.piece.valid | self.piece.ready):
             m.d.sync += [self.piece.valid.eq(cut | spare_valid), spare_valid.eq(0)]
             m.d.sync += self.piece.payload.eq(Mux(spare_valid, spare, new))

@@ -1,6 +1,6 @@
 """Random bits of stochastic rounding: the contract's function of place, one vector a cycle."""
 
-from amaranth.hdl import Cat, Module, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,7 +14,8 @@ WORD = 16
 class RandomBits(wiring.Component):
     """``weft_hw.arithmetic.random_bits(seed, step, tensor, index + lane)`` in every lane.
 
-    One register for the block and one for each round. A vector enters with ``i_valid`` and its bits
+    One register for the block and one for each round; x lies in it without its round's key, which
+    the next adder's own gates bring in. A vector enters with ``i_valid`` and its bits
     are there ``latency`` cycles later, for one cycle; a stage without a vector does not switch. The
     round keys follow ``seed`` and ``step``, which are to be held, a cycle later for each number.
 
@@ -62,15 +63,16 @@ class RandomBits(wiring.Component):
             with m.If(valid[0]):
                 m.d.sync += block.eq((self.index + lane)[:32] ^ (self.tensor << 20))
             y, x = block[:WORD], block[WORD:]
+            x_key: Value = Const(0, WORD)
             for k, key in enumerate(keys):
-                mixed = Signal(WORD, name=f"mixed_{lane}_{k}")
+                total = Signal(WORD, name=f"total_{lane}_{k}")
                 next_x = Signal(WORD, name=f"x_{lane}_{k}", reset_less=True)
                 next_y = Signal(WORD, name=f"y_{lane}_{k}", reset_less=True)
-                m.d.comb += mixed.eq((_rotated_right(x, 7) + y)[:WORD] ^ key)
+                m.d.comb += total.eq(_rotated_right(x ^ x_key, 7) + y)
                 with m.If(valid[k + 1]):
-                    m.d.sync += [next_x.eq(mixed), next_y.eq(_rotated_right(y, 14) ^ mixed)]
-                x, y = next_x, next_y
-            m.d.comb += output.eq(x)
+                    m.d.sync += [next_x.eq(total), next_y.eq(_rotated_right(y, 14) ^ total ^ key)]
+                x, y, x_key = next_x, next_y, key
+            m.d.comb += output.eq(x ^ x_key)
         return m
 
     def _keys(self, m: Module) -> list[Value]:

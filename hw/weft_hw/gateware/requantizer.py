@@ -12,6 +12,7 @@ from weft_hw.instructions import Rounding
 __all__ = ["Requantizer"]
 
 KEPT_BITS = 33  # of what is shifted: an int32 and the bit below
+FRACTION_BITS = 15  # below them, with which and that bit stochastic rounding adds
 FINE_MASK = Const((1 << 7) - 1, 7)
 INT32_MAX = Const((1 << 31) - 1, 32)
 INT32_MIN = Const(1 << 31, 32)
@@ -33,8 +34,8 @@ class Requantizer(wiring.Component):
 
         1 sum | 2 left shift | 3 four products | 4 inner sum | 5 product | 6, 7 shift | 8 round
 
-    Stochastic rounding takes the 16 highest of the bits that the shift drops by a second, narrow
-    shifter, and goes up where they carry when ``random`` is added.
+    Stochastic rounding takes the 16 highest of the bits that the shift drops, and goes up where
+    they carry when ``random`` is added.
 
     A vector enters in every cycle with ``i_valid`` high and leaves ``latency`` cycles later; there
     is no back-pressure. A stage without a vector does not switch.
@@ -183,14 +184,16 @@ class Requantizer(wiring.Component):
                 right_3.eq(right_2),
             ]
 
-        # 4, 5: their sum; the first rounding's 2^30 is 2^14 in the inner one.
+        # 4, 5: their sum, the outer one with the first rounding's 2^30.
         outer = register("outer", signed(63))
         inner = register("inner", signed(34))
         right_4 = register("right_4", 6)
         with m.If(valid[3]):
             m.d.sync += [
-                outer.eq(Cat(low_low, high_high).as_signed()),
-                inner.eq(low_high + high_low + Cat(Const(0, 14), two_step[3])),
+                outer.eq(
+                    Cat(low_low[:30], Cat(low_low[30:], high_high).as_signed() + two_step[3])[:63]
+                ),
+                inner.eq(low_high + high_low),
                 right_4.eq(right_3),
             ]
         product = register("product", signed(63))
@@ -200,23 +203,24 @@ class Requantizer(wiring.Component):
                 product.eq(Cat(outer[:16], (outer[16:].as_signed() + inner)[:47])),
                 right_5.eq(right_4),
             ]
+            with m.If(two_step[4]):  # the first rounding
+                m.d.sync += product[:31].eq(0)
 
-        # 6, 7: right shift by eights, then by ones. The lowest bit stands for one half; `sticky`
-        # tells whether anything of the bits below it is set, `exceeds` whether a bit above those
-        # that are kept differs from the sign.
+        # 6, 7: right shift by eights, then by ones. The lowest of the bits that are kept stands for
+        # one half. `sticky` tells whether anything of the bits below it is set, `exceeds` whether a
+        # bit above them differs from the sign. FRACTION_BITS of those below are kept for stochastic
+        # rounding.
         scaled = Signal(signed(64), name=f"scaled_{lane}")
-        m.d.comb += scaled.eq(
-            Cat(Const(0, 1), product[:31] & ~two_step[5].replicate(31), product[31:])
-        )
+        m.d.comb += scaled.eq(Cat(Const(0, 1), product))
         eights = right_5[3:]
-        coarse = register("coarse", signed(KEPT_BITS + 7))
+        coarse = register("coarse", signed(FRACTION_BITS + KEPT_BITS + 7))
         sticky_6 = register("sticky_6", 1)
         exceeds_6 = register("exceeds_6", 1)
         negative_6 = register("negative_6", 1)
         right_6 = register("right_6", 3)
         dropped = [(eights > k) & scaled[8 * k : 8 * k + 8].any() for k in range(7)]
         # Bytes above those that `coarse` holds; for larger shifts they are all sign.
-        first_above = len(coarse) // 8
+        first_above = (KEPT_BITS + 7) // 8
         signs = product[-1].replicate(8)
         above = [
             (eights <= k - first_above) & (scaled[8 * k : 8 * k + 8] ^ signs).any()
@@ -224,36 +228,30 @@ class Requantizer(wiring.Component):
         ]
         with m.If(valid[5]):
             m.d.sync += [
-                coarse.eq((scaled >> Cat(Const(0, 3), eights))[: len(coarse)]),
+                coarse.eq(
+                    (Cat(Const(0, FRACTION_BITS), scaled).as_signed() >> Cat(Const(0, 3), eights))[
+                        : len(coarse)
+                    ]
+                ),
                 sticky_6.eq(reduce(or_, dropped)),
                 exceeds_6.eq(reduce(or_, above)),
                 negative_6.eq(product[-1]),
                 right_6.eq(right_5[:3]),
             ]
         fine = register("fine", KEPT_BITS)
+        fraction = register("fraction", FRACTION_BITS)
         sticky_7 = register("sticky_7", 1)
         exceeds_7 = register("exceeds_7", 1)
         negative_7 = register("negative_7", 1)
-        differs = coarse[KEPT_BITS - 1 :] ^ negative_6.replicate(8)
+        kept = coarse[FRACTION_BITS:]
+        differs = kept[KEPT_BITS - 1 :] ^ negative_6.replicate(8)
         with m.If(valid[6]):
             m.d.sync += [
-                fine.eq((coarse >> right_6)[:KEPT_BITS]),
-                sticky_7.eq(sticky_6 | (coarse[:7] & (FINE_MASK >> ~right_6)).any()),
+                Cat(fraction, fine).eq(coarse >> right_6),
+                sticky_7.eq(sticky_6 | (kept[:7] & (FINE_MASK >> ~right_6)).any()),
                 exceeds_7.eq(exceeds_6 | (differs >> right_6).any()),
                 negative_7.eq(negative_6),
             ]
-
-        # Beside them: the 16 bits below the result's lowest one, with zeros below the product's.
-        window = register("window", 23)
-        fraction = register("fraction", 16)
-        below = Cat(Const(0, 16), product)
-        with m.If(valid[5] & stochastic[5]):
-            with m.Switch(right_5[3:]):
-                for eight in range(8):
-                    with m.Case(eight):
-                        m.d.sync += window.eq(below[8 * eight : 8 * eight + 23])
-        with m.If(valid[6] & stochastic[6]):
-            m.d.sync += fraction.eq((window >> right_6)[:16])
 
         # 8: the rounding decision, in this one place, and saturation.
         half, odd, negative = fine[0], fine[1], negative_7
@@ -263,7 +261,7 @@ class Requantizer(wiring.Component):
         with m.Elif(half_even[7]):
             m.d.comb += increment.eq(half & (sticky_7 | odd))
         with m.Elif(stochastic[7]):
-            m.d.comb += increment.eq((fraction + self.random[lane])[16])
+            m.d.comb += increment.eq((Cat(fraction, half) + self.random[lane])[16])
         with m.Else():
             m.d.comb += increment.eq(half)
         # The largest int32 is not rounded up.

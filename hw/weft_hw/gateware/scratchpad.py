@@ -7,11 +7,13 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
+from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.arbiter import BankArbiter
-from weft_hw.gateware.choice import selected
+from weft_hw.gateware.block_memory import NO_COLLISION
+from weft_hw.gateware.choice import numbered, selected
 from weft_hw.gateware.interfaces import WRITE_LATENCY, ReadPort, WritePort
 
-__all__ = ["Scratchpad"]
+__all__ = ["Scratchpad", "activation_banks_read"]
 
 SUB_BANKS = 2  # even and odd lines: an access as wide as a line touches at most one of each
 
@@ -24,9 +26,9 @@ class _Access:
     """Where an access of one line at any byte address falls.
 
     ``offset`` is the first byte's place in its line, ``parity`` that line's sub-bank. For each
-    sub-bank s (0 even, 1 odd) ``bank[s]`` (one-hot) and ``index[s]`` are the bank and the row in
-    it. The line after the last one of a bank is the first of the next bank: if the first line is
-    the bank's last one, and odd, the even one lies there.
+    sub-bank s (0 even, 1 odd) ``bank[s]`` (one-hot), ``number[s]`` (the same in binary) and
+    ``index[s]`` are the bank and the row in it. The line after the last one of a bank is the first
+    of the next bank: if the first line is the bank's last one, and odd, the even one lies there.
     """
 
     def __init__(
@@ -46,8 +48,34 @@ class _Access:
             odd_bank.eq(Cat((number == bank) if banks > 1 else 1 for bank in range(banks))),
             even_bank.eq(Mux(crosses, odd_bank.rotate_left(1), odd_bank)),
         ]
+        self.number = (Mux(crosses, number + 1, number)[: len(number)], number)
         self.index = (even, index)
         self.bank = (even_bank, odd_bank)
+
+    def wanted(self, line_bytes: int, taken: int) -> tuple[Value, Value]:
+        """The masks of banks that a read of so many bytes needs, by sub-bank."""
+        both = self.offset > line_bytes - taken  # an aligned read needs one line only
+        return (
+            Mux(~self.parity | both, self.bank[0], 0),
+            Mux(self.parity | both, self.bank[1], 0),
+        )
+
+
+def activation_banks_read(
+    m: Module, name: str, config: AcceleratorConfig, address: Value, taken: int
+) -> Value:
+    """The mask of banks that a read of ``taken`` bytes of the activation scratchpad needs."""
+    line, banks = config.left_port_bytes, config.activation_banks
+    place = _Access(
+        m,
+        name,
+        address[: config.activation_address_bits],
+        offset_bits=_log2(line),
+        index_bits=_log2(config.activation_bank_bytes // (SUB_BANKS * line)),
+        banks=banks,
+    )
+    even, odd = place.wanted(line, taken)
+    return even | odd
 
 
 class Scratchpad(wiring.Component):
@@ -70,9 +98,8 @@ class Scratchpad(wiring.Component):
         read     0 accepted | 1 address chosen, memory | 2 bank chosen | 3 rotated | 4 = `data`
         write    0 accepted, rotated | 1 arbitrated (and later) | 2 port chosen, memory
 
-    A read sees what was accepted ``WRITE_LATENCY`` cycles before it, or earlier; of bytes written
-    more recently it returns the old or the new value. There are at most ``WRITE_LATENCY - 1``
-    writers.
+    A read sees what was accepted ``WRITE_LATENCY`` cycles before it, or earlier; what it returns of
+    bytes written more recently is not defined. There are at most ``WRITE_LATENCY - 1`` writers.
 
     Parameters
     ----------
@@ -83,11 +110,15 @@ class Scratchpad(wiring.Component):
     read_bytes : sequence of int
         Bytes that each reader takes of a line's width: a read that crosses into the next bank with
         others than these needs one bank only. Without it all.
+    told_banks : bool
+        Readers say which banks they need, who may know it before they ask.
 
     Members
     -------
     reads : In(ReadPort(address_bits, line_bytes)).array(readers)
     writes : In(WritePort(address_bits, line_bytes)).array(writers)
+    read_banks : In(banks), an array of readers
+        With ``told_banks``: what :func:`activation_banks_read` says of the address.
     inhibit : In(1)
         Writes are accepted but change nothing.
 
@@ -106,6 +137,7 @@ class Scratchpad(wiring.Component):
         writers: int,
         *,
         read_bytes: Sequence[int] | None = None,
+        told_banks: bool = False,
     ) -> None:
         for name, value in (("banks", banks), ("line_bytes", line_bytes)):
             if value < 1 or value & (value - 1):
@@ -133,13 +165,15 @@ class Scratchpad(wiring.Component):
         self._line_bytes = line_bytes
         self._rows = size_bytes // (banks * SUB_BANKS * line_bytes)
         address_bits = _log2(size_bytes)
-        super().__init__(
-            {
-                "reads": In(ReadPort(address_bits, line_bytes)).array(readers),
-                "writes": In(WritePort(address_bits, line_bytes)).array(writers),
-                "inhibit": In(1),
-            }
-        )
+        self._told = told_banks
+        members: dict[str, object] = {
+            "reads": In(ReadPort(address_bits, line_bytes)).array(readers),
+            "writes": In(WritePort(address_bits, line_bytes)).array(writers),
+            "inhibit": In(1),
+        }
+        if told_banks:
+            members["read_banks"] = In(banks).array(readers)
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -147,7 +181,10 @@ class Scratchpad(wiring.Component):
         readers, writers = {}, {}
         for bank, side in names:
             cells: memory.Memory = memory.Memory(
-                shape=unsigned(8 * self._line_bytes), depth=self._rows, init=[]
+                shape=unsigned(8 * self._line_bytes),
+                depth=self._rows,
+                init=[],
+                attrs=NO_COLLISION,
             )
             m.submodules[f"bank_{bank}_{'odd' if side else 'even'}"] = cells
             readers[bank, side] = cells.read_port()
@@ -167,15 +204,15 @@ class Scratchpad(wiring.Component):
         )
 
     def _arbitrate(
-        self, m: Module, name: str, valid: list[Value], wanted: list[tuple[Value, Value]]
+        self, m: Module, name: str, valid: list[Value], needs: list[Value]
     ) -> list[Signal]:
-        """Connect an arbiter: a port wants, by sub-bank, a mask of banks; the result is a grant."""
+        """Connect an arbiter: a port needs a mask of banks; the result is a grant."""
         arbiter = BankArbiter(requesters=len(valid), banks=self._banks)
         m.submodules[f"{name}_arbiter"] = arbiter
-        for i, (port_valid, wants) in enumerate(zip(valid, wanted)):
+        for i, (port_valid, port_needs) in enumerate(zip(valid, needs)):
             m.d.comb += [
                 getattr(arbiter, f"valid_{i}").eq(port_valid),
-                getattr(arbiter, f"needs_{i}").eq(wants[0] | wants[1]),
+                getattr(arbiter, f"needs_{i}").eq(port_needs),
             ]
         return [getattr(arbiter, f"grant_{i}") for i in range(len(valid))]
 
@@ -185,15 +222,14 @@ class Scratchpad(wiring.Component):
         for i, port in enumerate(ports):
             place = self._access(m, f"read_{i}", port.address)
             wants = tuple(Signal(self._banks, name=f"read_{i}_wants_{s}") for s in range(SUB_BANKS))
-            # An aligned access needs one line only.
-            both = place.offset > self._line_bytes - self._read_bytes[i]
-            m.d.comb += [
-                wants[0].eq(Mux(~place.parity | both, place.bank[0], 0)),
-                wants[1].eq(Mux(place.parity | both, place.bank[1], 0)),
-            ]
+            wanted_here = place.wanted(self._line_bytes, self._read_bytes[i])
+            m.d.comb += [want.eq(mask) for want, mask in zip(wants, wanted_here)]
             places.append(place)
             wanted.append(wants)
-        grants = self._arbitrate(m, "read", [port.valid for port in ports], wanted)
+        needs: list[Value] = [wants[0] | wants[1] for wants in wanted]
+        if self._told:
+            needs = list(self.read_banks)
+        grants = self._arbitrate(m, "read", [port.valid for port in ports], needs)
 
         accepted = []
         for i, (port, grant) in enumerate(zip(ports, grants)):
@@ -217,6 +253,10 @@ class Scratchpad(wiring.Component):
                 Signal.like(place.index[s], name=f"read_{i}_index_{s}", reset_less=True)
                 for s in range(SUB_BANKS)
             ],
+            number=[
+                Signal.like(place.number[s], name=f"read_{i}_number_{s}", reset_less=True)
+                for s in range(SUB_BANKS)
+            ],
             first_byte=Signal(
                 _log2(self._line_bytes) + 1, name=f"read_{i}_first_byte", reset_less=True
             ),
@@ -227,6 +267,7 @@ class Scratchpad(wiring.Component):
             for side in range(SUB_BANKS):
                 m.d.sync += [
                     taken.index[side].eq(place.index[side]),
+                    taken.number[side].eq(place.number[side]),
                     taken.at[side].eq(wants[side]),
                 ]
         with m.Elif(taken.valid):
@@ -236,41 +277,47 @@ class Scratchpad(wiring.Component):
     def _elaborate_selection(
         self, m: Module, i: int, port: wiring.PureInterface, taken: SimpleNamespace, cells: dict
     ) -> None:
-        """Choose each sub-bank's word by bank, register, rotate, register."""
+        """Choose each byte of a line by sub-bank and bank, register, rotate, register.
+
+        Of the two lines, an access takes the bytes from its first one's place on, and those before
+        that place of the other: each place of a line has one byte of it.
+        """
         line = self._line_bytes
+        offset_bits = _log2(line)
         fetched, chosen = Signal(name=f"read_{i}_fetched"), Signal(name=f"read_{i}_chosen")
-        first_byte = [
-            Signal.like(taken.first_byte, name=f"read_{i}_first_byte_{k}", reset_less=True)
-            for k in (2, 3)
+        offsets = [
+            Signal(offset_bits, name=f"read_{i}_offset_{k}", reset_less=True) for k in (2, 3)
         ]
         m.d.sync += [fetched.eq(taken.valid), chosen.eq(fetched), port.data_valid.eq(chosen)]
+        offset, parity = taken.first_byte[:offset_bits], taken.first_byte[offset_bits]
         with m.If(taken.valid):
-            m.d.sync += first_byte[0].eq(taken.first_byte)
+            m.d.sync += offsets[0].eq(offset)
         with m.If(fetched):
-            m.d.sync += first_byte[1].eq(first_byte[0])
+            m.d.sync += offsets[1].eq(offsets[0])
 
-        words = []
-        for side in range(SUB_BANKS):
-            at = Signal(self._banks, name=f"read_{i}_fetched_at_{side}", reset_less=True)
-            word = Signal(8 * line, name=f"read_{i}_word_{side}", reset_less=True)
+        word = Signal(8 * line, name=f"read_{i}_word", reset_less=True)
+        for place in range(line):
+            bits = slice(8 * place, 8 * place + 8)
+            side = parity ^ (offset > place)
+            number = Mux(side, taken.number[1], taken.number[0])
+            source = Signal(len(number) + 1, name=f"read_{i}_source_{place}", reset_less=True)
             with m.If(taken.valid):
-                m.d.sync += at.eq(taken.at[side])
+                m.d.sync += source.eq(Cat(number, side))
+            data = [
+                cells[bank, s].data[bits] for s in range(SUB_BANKS) for bank in range(self._banks)
+            ]
             with m.If(fetched):
-                data = [cells[bank, side].data for bank in range(self._banks)]
-                m.d.sync += word.eq(selected(at, data) if self._banks > 1 else data[0])
-            words.append(word)
+                m.d.sync += word[bits].eq(numbered(source, data))
 
         data = Signal(8 * line, reset_less=True, name=f"read_{i}_data")
-        both = Cat(words[0], words[1], words[0])
-        with m.If(chosen), m.Switch(first_byte[1]):
-            for position in range(2 * line):
-                with m.Case(position):
-                    m.d.sync += data.eq(both[8 * position : 8 * (position + line)])
+        with m.If(chosen):
+            m.d.sync += data.eq(_rotated(word, offsets[1]))
         m.d.comb += port.data.eq(data)
 
     def _elaborate_writes(self, m: Module, cells: dict) -> None:
         held = [self._held_write(m, i, port) for i, port in enumerate(self.writes)]
-        grants = self._arbitrate(m, "write", [w.valid for w in held], [w.wants for w in held])
+        needs = [w.wants[0] | w.wants[1] for w in held]
+        grants = self._arbitrate(m, "write", [w.valid for w in held], needs)
         granted = []
         for i, (port, write, grant) in enumerate(zip(self.writes, held, grants)):
             m.d.comb += [write.granted.eq(grant), port.ready.eq(~write.valid | grant)]
@@ -316,14 +363,10 @@ class Scratchpad(wiring.Component):
         ]
         data = Signal(8 * line, name=f"write_{i}_rotated")
         spread = Signal(2 * line, name=f"write_{i}_spread")
-        with m.Switch(place.offset):
-            for k in range(line):
-                with m.Case(k):
-                    split = 8 * (line - k)
-                    m.d.comb += [
-                        data.eq(Cat(port.data[split:], port.data[:split])),
-                        spread.eq(port.strobe << k),
-                    ]
+        m.d.comb += [
+            data.eq(_rotated(port.data, (-place.offset)[: len(place.offset)])),
+            spread.eq(port.strobe << place.offset),
+        ]
         lines = (spread[:line], spread[line:])
         masks = [Mux(place.parity, lines[1 - side], lines[side]) for side in range(SUB_BANKS)]
         used = [lines[0].any(), lines[1].any()]
@@ -357,3 +400,10 @@ class Scratchpad(wiring.Component):
         with m.Elif(writes):
             m.d.sync += [at.eq(0) for at in taken.at]
         return taken
+
+
+def _rotated(data: Value, places: Value) -> Value:
+    """Byte k is byte k + ``places`` of the data, after the last one the first again."""
+    for bit, moves in enumerate(places):
+        data = Mux(moves, data.rotate_right(8 << bit), data)
+    return data

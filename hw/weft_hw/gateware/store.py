@@ -15,6 +15,7 @@ from weft_hw.gateware.interfaces import (
 )
 from weft_hw.gateware.packed_rows import PackedPlace, packed_chunk, rotated
 from weft_hw.gateware.pieces import PieceCutter
+from weft_hw.gateware.scratchpad import activation_banks_read
 from weft_hw.gateware.transfer import (
     EntryKind,
     TransferGenerator,
@@ -62,7 +63,8 @@ class StoreEngine(wiring.Component):
     Members
     -------
     engine : In(EnginePort(Store))
-    activation : Out(ReadPort(activation_address_bits, line_bytes))
+    activation, banks : Out(ReadPort(activation_address_bits, line_bytes)), Out
+        ``banks``: those that the address needs.
     accumulator : Out(AccumulatorReadPort(config))
     axi : Out(AxiWritePort(config))
     beat : Out(1)
@@ -105,6 +107,7 @@ class StoreEngine(wiring.Component):
             {
                 "engine": In(EnginePort(Store)),
                 "activation": Out(ReadPort(config.activation_address_bits, config.line_bytes)),
+                "banks": Out(config.activation_banks),
                 "accumulator": Out(AccumulatorReadPort(config)),
                 "axi": Out(AxiWritePort(config)),
                 "beat": Out(1),
@@ -203,7 +206,13 @@ class StoreEngine(wiring.Component):
         head = data.View(self._beats_layout, beats.r_data)
         fields = data.StructLayout({"memory": unsigned(MEMORY_BITS), "element": unsigned(2)})
         m.submodules.cutter = cutter = PieceCutter(
-            local_bits=local_address_bits(config), size_bits=width.bit_length(), fields=fields
+            local_bits=local_address_bits(config),
+            size_bits=width.bit_length(),
+            fields=fields,
+            banks=config.activation_banks,
+        )
+        m.d.comb += cutter.coming_banks.eq(
+            activation_banks_read(m, "coming", config, cutter.coming, config.line_bytes)
         )
         run = cutter.run.payload
         whole = PackedPlace(m, config, "source", head.local, head.element)
@@ -259,6 +268,7 @@ class StoreEngine(wiring.Component):
             self.activation.valid.eq(asks & ~in_rows),
             self.accumulator.valid.eq(asks & in_rows),
             self.activation.address.eq(source.local),
+            self.banks.eq(source.banks),
             self.accumulator.address.eq(row.row),
             step.eq(asks & Mux(in_rows, self.accumulator.ready, self.activation.ready)),
             cutter.piece.ready.eq(step),

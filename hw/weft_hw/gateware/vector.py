@@ -75,8 +75,8 @@ class VectorEngine(wiring.Component):
     Members
     -------
     engine : In(EnginePort)
-    a, b : Out(ReadPort)
-        Activation scratchpad.
+    a, b, a_banks, b_banks : Out(ReadPort), Out(activation_banks)
+        Activation scratchpad, and the banks that the addresses need.
     result : Out(WritePort)
         Activation scratchpad.
     weight_b : Out(ReadPort)
@@ -99,6 +99,8 @@ class VectorEngine(wiring.Component):
                 "engine": In(EnginePort(Vector)),
                 "a": Out(activation),
                 "b": Out(activation),
+                "a_banks": Out(config.activation_banks),
+                "b_banks": Out(config.activation_banks),
                 "weight_b": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "result": Out(WritePort(config.activation_address_bits, config.line_bytes)),
                 "accumulator_a": Out(AccumulatorReadPort(config)),
@@ -260,6 +262,8 @@ class VectorEngine(wiring.Component):
             steps.leaves.eq(operands.leaves),
             operands.valid.eq(steps.valid),
             operands.step.eq(steps.step),
+            self.a_banks.eq(steps.step.a_banks),
+            self.b_banks.eq(steps.step.b_banks),
             operands.room.eq(results.room),
             operands.controls.eq(controls),
             lanes.random_seed.eq(self.random_seed),

@@ -113,9 +113,11 @@ def step_layout(config: AcceleratorConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "a_address": address,
+            "a_banks": config.activation_banks,  # that it is in, if they are the scratchpad's
             "a_narrow": 1,  # to be read from the activation scratchpad
             "a_wide": 1,  # to be read from the accumulator memory
             "b_address": max(address, config.weight_address_bits),
+            "b_banks": config.activation_banks,
             "b_narrow": 1,
             "b_wide": 1,
             "b_weight": 1,  # to be read from the weight scratchpad

@@ -11,8 +11,8 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import READ_LATENCY, AccumulatorReadPort, ReadPort
 from weft_hw.gateware.vector_layouts import (
     SLOTS,
-    control,
     controls_layout,
+    early_control,
     step_layout,
     tag_layout,
     token_layout,
@@ -87,6 +87,7 @@ class VectorOperands(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         step = self.step
+        self._coming_slot = Signal()  # of the token of the following cycle
         asks, asked = Signal(), Signal()
         m.d.comb += asks.eq(self.valid & ~step.bad & (self.room | asked))
         m.d.sync += asked.eq(asks & ~self.leaves)
@@ -109,13 +110,15 @@ class VectorOperands(wiring.Component):
         self._elaborate_operand(m, "a", a_taken)
         self._elaborate_operand(m, "b", b_taken)
         identity = Signal(signed(32))
-        m.d.comb += identity.eq(
-            Mux(control(m, self.controls, self.token.slot, "head_maximum"), Const(1 << 31, 32), 0)
-        )
+        m.d.comb += identity.eq(Mux(self._setting(m, "head_maximum"), Const(1 << 31, 32), 0))
         with m.If(~self.token.exists):
             for output in self.a:
                 m.d.comb += output.eq(identity)
         return m
+
+    def _setting(self, m: Module, name: str) -> Signal:
+        """A field of the token's instruction, from a register of its own."""
+        return early_control(m, self.controls, self._coming_slot, name, "_token")
 
     def _elaborate_request(
         self, m: Module, name: str, asks: Signal, *choices: tuple[object, Signal]
@@ -163,7 +166,7 @@ class VectorOperands(wiring.Component):
         m.d.comb += [self.issued.eq(tokens[0].valid & tokens[0].last), self.tag.eq(tag)]
         for earlier, later in zip(tokens, tokens[1:]):
             m.d.sync += later.eq(earlier)
-        m.d.comb += self.token.eq(tokens[-1])
+        m.d.comb += [self.token.eq(tokens[-1]), self._coming_slot.eq(tokens[-2].slot)]
 
         rows = [
             Signal(self.parameter_address.shape(), name=f"parameter_{i}", reset_less=True)
@@ -180,7 +183,7 @@ class VectorOperands(wiring.Component):
         narrow, wide = getattr(self, f"activation_{name}"), getattr(self, f"accumulator_{name}")
         bytes_read = narrow.data[: 8 * columns]
         if name == "b":
-            weight = control(m, self.controls, self.token.slot, "b_weight")
+            weight = self._setting(m, "b_weight")
             bytes_read = Signal(8 * columns, name="b_bytes")
             m.d.comb += bytes_read.eq(Mux(weight, self.weight_b.data, narrow.data))
         early = Signal(READ_LATENCY, name=f"{name}_early")
@@ -196,8 +199,8 @@ class VectorOperands(wiring.Component):
                     m.d.sync += waiting[: 8 * columns].eq(self.weight_b.data[: 8 * columns])
 
         held = getattr(self.token, f"{name}_held")
-        is_wide = control(m, self.controls, self.token.slot, f"{name}_wide")
-        zero_point = control(m, self.controls, self.token.slot, f"{name}_zero_point")
+        is_wide = self._setting(m, f"{name}_wide")
+        zero_point = self._setting(m, f"{name}_zero_point")
         for lane, output in enumerate(getattr(self, name)):
             byte = Signal(signed(8), name=f"{name}_byte_{lane}")
             word = Signal(signed(32), name=f"{name}_word_{lane}")

@@ -6,6 +6,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.block_memory import NO_COLLISION
 from weft_hw.gateware.interfaces import AccumulatorWritePort, WritePort
 from weft_hw.gateware.vector_layouts import (
     RESULT_ENTRIES,
@@ -78,7 +79,7 @@ class VectorResults(wiring.Component):
             shape=32 * columns,
             depth=RESULT_ENTRIES,
             init=[],
-            attrs={"ram_style": "block", "no_rw_check": "1"},
+            attrs={"ram_style": "block", **NO_COLLISION},
         )
         m.submodules.tags, m.submodules.values = tags, values
         tag_write, tag_read = tags.write_port(), tags.read_port(domain="comb")
@@ -108,7 +109,8 @@ class VectorResults(wiring.Component):
         m.d.comb += following.eq(occupied + self.issued - accepted)
         m.d.sync += [
             occupied.eq(following),
-            self.room.eq(following < RESULT_ENTRIES - 1),
+            # Whether a place comes free in this cycle is not asked: that is known late.
+            self.room.eq(occupied + self.issued < RESULT_ENTRIES - 1),
             waiting.eq(waiting + self.i_valid - loads),
         ]
         for pointer, step in ((tagged, self.issued), (filled, self.i_valid), (drained, loads)):

@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
+from weft_hw.gateware.scratchpad import activation_banks_read
 from weft_hw.gateware.vector_layouts import (
     COORDINATE_BITS,
     INDEX_BITS,
@@ -271,9 +272,11 @@ class VectorSteps(wiring.Component):
                 ),
                 checked.parameter.eq(compared.parameter),
                 step.a_address.eq(compared.a),
+                step.a_banks.eq(self._banks(m, "a", compared.a)),
                 step.a_narrow.eq(exists & ~compared.a_wide),
                 step.a_wide.eq(exists & compared.a_wide),
                 step.b_address.eq(compared.b),
+                step.b_banks.eq(self._banks(m, "b", compared.b)),
                 step.b_narrow.eq(b_read & ~compared.b_wide & ~compared.b_weight),
                 step.b_wide.eq(b_read & compared.b_wide),
                 step.b_weight.eq(b_read & compared.b_weight),
@@ -341,6 +344,10 @@ class VectorSteps(wiring.Component):
                 m.d.sync += bad_address.eq(checked.result)
             with m.Else():
                 m.d.sync += bad_address.eq(checked.parameter)
+
+    def _banks(self, m: Module, name: str, address: Value) -> Value:
+        config = self._config
+        return activation_banks_read(m, f"{name}_place", config, address, config.line_bytes)
 
     def _row_outside(self, address: Value) -> Value:
         """Whether an accumulator row does not exist."""

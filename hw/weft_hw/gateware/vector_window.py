@@ -12,6 +12,7 @@ from weft_hw.gateware.vector_layouts import (
     WINDOW_TAPS,
     control,
     controls_layout,
+    early_control,
     token_layout,
 )
 from weft_hw.instructions import COUNT_BITS
@@ -151,8 +152,8 @@ class VectorWindow(wiring.Component):
             for tap, here in enumerate(at_tap)
         ]
 
-        dot_2 = control(m, self.controls, stage_2.slot, "head_dot", "_2")
-        dot_3 = control(m, self.controls, stage_3.slot, "head_dot", "_3")
+        dot_2 = early_control(m, self.controls, stage_1.slot, "head_dot", "_2")
+        dot_3 = early_control(m, self.controls, stage_2.slot, "head_dot", "_3")
         # A tap that is just being loaded is not in its register yet.
         is_kept = window.slides & ~window.loads
         terms = []
@@ -183,11 +184,8 @@ class VectorWindow(wiring.Component):
                 with m.Else():
                     m.d.sync += term.eq(element)
             with m.If(stage_3.valid):
-                with m.If(dot_3):
-                    product = term[: 2 * FACTOR_BITS].as_signed()
-                    m.d.sync += total.eq(product + products[0] + products[1])
-                with m.Else():
-                    m.d.sync += total.eq(term)
+                # One addition after the other: the choice goes into the second one's gates.
+                m.d.sync += total.eq(Mux(dot_3, products[0] + products[1], 0) + term)
             terms.append(total)
         return terms
 
@@ -217,8 +215,8 @@ class VectorWindow(wiring.Component):
         with m.If(stage.valid):
             m.d.sync += slot.eq(stage.slot)
         m.d.comb += [self.closing.eq(stage), self.ready.eq(ready), self.slot.eq(slot)]
-        maximum = control(m, self.controls, stage.slot, "head_maximum")
-        index = control(m, self.controls, stage.slot, "head_index")
+        maximum = early_control(m, self.controls, before.slot, "head_maximum", "_last")
+        index = early_control(m, self.controls, before.slot, "head_index", "_last")
         number = Signal(NUMBER_BITS, reset_less=True)  # of the element in its window
         found = Signal(reset_less=True)  # an element that exists
         with m.If(before.valid):
@@ -230,17 +228,14 @@ class VectorWindow(wiring.Component):
             largest = Signal(signed(32), name=f"largest_{lane}", reset_less=True)
             larger = Signal(name=f"larger_{lane}")
             m.d.comb += [self.head[lane].eq(head), larger.eq(term > largest)]
+            # The number of a window's first element is 0.
+            total = Mux(stage.first | maximum, 0, head) + term
+            takes = stage.first | Mux(
+                index, stage.exists & (larger | ~found), Mux(maximum, larger, 1)
+            )
             with m.If(stage.valid):
-                with m.If(stage.first):
-                    m.d.sync += head.eq(Mux(index, 0, term))
-                with m.Elif(maximum):
-                    with m.If(larger):
-                        m.d.sync += head.eq(term)
-                with m.Elif(index):
-                    with m.If(stage.exists & (larger | ~found)):
-                        m.d.sync += head.eq(number)
-                with m.Else():
-                    m.d.sync += head.eq(head + term)
+                with m.If(takes):
+                    m.d.sync += head.eq(Mux(index, number, total))
                 with m.If(maximum | index):
                     with m.If(stage.first | (stage.exists & (larger | ~found))):
                         m.d.sync += largest.eq(term)

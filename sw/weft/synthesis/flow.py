@@ -116,13 +116,26 @@ def synthesize_verilog(
     device = find_target(target)
     family = device.family
     directory.mkdir(parents=True, exist_ok=True)
-    yosys = find_tool("yosys")
+    yosys = find_tool("yosys", packaged=True)  # results differ much between versions
     nextpnr = find_tool(family.place_and_route) if place and family.place_and_route else None
     text += wrapper(ports_of(text, top), top)
     (directory / DESIGN).write_text(text)
-    script = f"read_verilog {DESIGN}; {family.synthesis} -top {WRAPPER}"
-    script += f"; autoname; write_json {NETLIST}"  # cells after the signals near them
+    for name, content in family.files.items():
+        (directory / name).write_text(content)
+    commands = [
+        f"read_verilog {DESIGN}",
+        *(command.format(top=WRAPPER) for command in family.synthesis),
+        "autoname",  # cells after the signals near them
+        f"write_json {NETLIST}",
+    ]
+    script = "; ".join(commands)
     run_tool([yosys, "-p", script], directory, "yosys.log", lambda step: progress(f"Yosys: {step}"))
+    if family.improve is not None:
+        netlist = json.loads((directory / NETLIST).read_text())
+        changes = family.improve(netlist["modules"][WRAPPER])
+        progress(f"netlist: {changes} look-up tables merged into the carries that they feed")
+        (directory / NETLIST).write_text(json.dumps(netlist))
+        del netlist
 
     cells = read_cells(directory / NETLIST, WRAPPER)
     names = ModuleNames(instance_paths(text, WRAPPER))

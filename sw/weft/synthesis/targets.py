@@ -1,10 +1,13 @@
 """FPGAs that machines are synthesized for: what each has, and how the tools are told of it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from weft.errors import InputError
+from weft.synthesis import ecp5
 from weft.synthesis.area import Area
+from weft.synthesis.carries import absorb_tables
 
 __all__ = ["TARGETS", "Family", "Target", "find_target"]
 
@@ -15,17 +18,23 @@ class Family:
 
     Parameters
     ----------
-    synthesis : str
-        Yosys's command.
+    synthesis : tuple of str
+        Yosys's commands, with ``{top}`` for the design's top module.
     cells : dict of str to Area
         What a cell takes; others (multiplexers of slices, buffers) take nothing of their own.
     place_and_route : str or None
         nextpnr's program; None where the package index has none.
+    files : dict of str to str
+        What the commands read, by file name.
+    improve : callable or None
+        Improves the netlist, the flattened design in Yosys's JSON, in place.
     """
 
-    synthesis: str
+    synthesis: tuple[str, ...]
     cells: Mapping[str, Area]
     place_and_route: str | None
+    files: Mapping[str, str] = field(default_factory=dict)
+    improve: Callable[[dict[str, Any]], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Target:
 
 
 _ECP5 = Family(
-    synthesis="synth_ecp5",
+    synthesis=ecp5.COMMANDS,
     cells={
         "LUT4": Area(luts=1),
         "CCU2C": Area(luts=2),  # two bits of carry occupy a slice's two look-up tables
@@ -48,11 +57,13 @@ _ECP5 = Family(
         "DP16KD": Area(block_rams=1),
     },
     place_and_route="nextpnr-ecp5",
+    files=ecp5.FILES,
+    improve=absorb_tables,
 )
 
 # Carry chains take no look-up table beside those that Yosys counts; an inverter joins one.
 _XC7 = Family(
-    synthesis="synth_xilinx -family xc7 -flatten -noiopad",
+    synthesis=("synth_xilinx -family xc7 -flatten -noiopad -top {top}",),
     cells={
         **{f"LUT{inputs}": Area(luts=1) for inputs in range(1, 7)},
         "SRL16E": Area(luts=1),

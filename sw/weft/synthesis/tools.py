@@ -26,8 +26,14 @@ class ToolFailed(WeftError):
         super().__init__(f"{command} ended with status {status}; its last lines:\n{told}")
 
 
-def find_tool(name: str) -> str:
+def find_tool(name: str, *, packaged: bool = False) -> str:
     """Path of a tool: the system's own, otherwise the Python package's (``yowasp-`` before it).
+
+    Parameters
+    ----------
+    name : str
+    packaged : bool
+        The package's rather than the system's: its version is known.
 
     Raises
     ------
@@ -35,7 +41,9 @@ def find_tool(name: str) -> str:
         If neither is there.
     """
     beside = str(Path(sys.executable).parent)  # of an environment that was not activated
-    for command, path in ((name, None), (f"yowasp-{name}", None), (f"yowasp-{name}", beside)):
+    package = f"yowasp-{name}"
+    places = [(name, None), (package, None), (package, beside)]
+    for command, path in sorted(places, key=lambda place: packaged and place[0] == name):
         found = shutil.which(command, path=path)
         if found is not None:
             return found
