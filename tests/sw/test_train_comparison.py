@@ -265,13 +265,35 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved.write_text(
         json.dumps({"results": [made_up(("FP32", (0.9, 0.92)), ("INT8", (0.9, 0.9)))]})
     )
-    words = ["bench", "train", "--from", str(saved), "--json"]
+    step = tmp_path / "step.json"
+    head = {
+        "network": "digits",
+        "method": "octo",
+        "exponents": "own",
+        "batch": 8,
+        "config": "edge8",
+    }
+    operations = [
+        {"title": title, "forward": forward, "cycles": cycles}
+        for title, forward, cycles in (
+            ("stem", True, 100),
+            ("stem.gradient.2", False, 20),
+            ("update stem.weight", False, 3),
+            ("update stem.bias", False, 4_000),
+        )
+    ]
+    step.write_text(json.dumps({**head, "cycles": 4_123, "operations": operations}))
+    words = ["bench", "train", "--from", str(saved), "--json", "--cycles", str(step)]
     assert main([*words, "--table", str(page), "--report", str(report)]) == 0
     assert json.loads(capsys.readouterr().out)["results"][0]["task"] == "digits"
     text = page.read_text()
     assert text.startswith("before\n<!--") and text.endswith("-->\nafter")
     assert "| FP32 | 91.00 |" in text and "old" not in text
-    assert report.read_text().startswith("<!doctype html>")
+    written = report.read_text()
+    assert written.startswith("<!doctype html>")
+    assert "edge8, octo, own exponents, batch 8: 4,123 cycles in all" in written
+    row = written[written.index("<td>stem</td>") :].split("</tr>")[0]
+    assert [f">{n}<" in row for n in ("100", "20", "4,003", "4,123")] == [True] * 4
 
 
 @pytest.mark.parametrize(
@@ -280,6 +302,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--task letters", "choose one of digits, pictures"),
         ("--task pictures --method INT9", "choose of FP32"),
         ("--from /nowhere.json", "cannot be read"),
+        ("--from /nowhere.json --cycles x", "cannot be read"),
         ("--report x.pdf", "must end in .html"),
         ("--table README.md", "no lines <!-- begin"),
     ],

@@ -28,6 +28,7 @@ def bench_network(
     exponents: str,
     *,
     engine: str,
+    compensation: str | None = None,
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def bench_network(
     module = kind()
     network = network_of(module, torch.zeros(batch, *shape))
     values = {key: value.detach().numpy() for key, value in module.state_dict().items()}
-    chosen = choose_method(method, exponents=exponents)
+    chosen = choose_method(method, exponents=exponents, compensation=compensation)
     step, parameters = build_step(network, values, batch, chosen)
     fast = FastEngine(step)
     rng = np.random.default_rng(seed)

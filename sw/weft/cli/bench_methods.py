@@ -41,6 +41,14 @@ def train(
     report: Annotated[
         Path | None, typer.Option("--report", help="Write a page.", metavar="FILE.html")
     ] = None,
+    steps: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--cycles",
+            help="For the page: cycles of a step, from `weft bench train-step --json`.",
+            metavar="FILE.json",
+        ),
+    ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -68,6 +76,8 @@ def train(
     if table is not None:
         _marked(table)
     results = _read(saved) if saved else _measure(output, tasks, methods, seeds, epochs, save)
+    for path in steps or ():
+        _add_cycles(results, path)
     from weft.train.comparison.page import comparison_page
     from weft.train.comparison.protocol import answers
     from weft.train.comparison.text import markdown
@@ -105,6 +115,26 @@ def _read(paths: list[Path]) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             raise InputError(f"--from {path}: not a file that --save has written") from None
     return results
+
+
+def _add_cycles(results: list[dict[str, Any]], path: Path) -> None:
+    """To the task whose network the step is of."""
+    from weft.train.comparison.page import TASK_OF_NETWORK, cycles_by_pass
+
+    try:
+        step = json.loads(path.read_text(encoding="utf-8"))
+        task, cycles = TASK_OF_NETWORK[step["network"]], cycles_by_pass(step["operations"])
+        words = f"{step['method']}, {step['exponents']} exponents, batch {step['batch']}"
+    except OSError as error:
+        raise InputError(f"--cycles {path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"--cycles {path}: not what `weft bench train-step --json` prints for a network"
+        ) from None
+    for result in results:
+        if result["task"] == task:
+            result["cycles"] = cycles
+            result["cycles_of"] = f"{step['config']}, {words}: {step['cycles']:,} cycles in all"
 
 
 def _measure(

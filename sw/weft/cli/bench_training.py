@@ -44,6 +44,12 @@ def train_step(
     exponents: Annotated[
         str, typer.Option("--exponents", help="Whose largest sums count.", metavar="delayed|own")
     ] = "delayed",
+    compensation: Annotated[
+        str | None,
+        typer.Option(
+            "--compensation", help="In place of the method's.", metavar="none|channel|pixel"
+        ),
+    ] = None,
     config: ConfigOption = "base16",
     engine: EngineOption = "rtl",
     latency: LatencyOption = 20,
@@ -82,13 +88,20 @@ def train_step(
             from weft.benchmarks.train_networks import bench_network
 
             result = bench_network(
-                workload.value, chosen, batch, method, exponents, engine=engine, **options
+                workload.value,
+                chosen,
+                batch,
+                method,
+                exponents,
+                engine=engine,
+                compensation=compensation,
+                **options,
             )
     output.console.print(PADDING)
     if workload is Workload.CONVOLUTION:
         _show_passes(output, result["results"])
     else:
-        head["method"] = method
+        head |= {"method": method, "compensation": compensation}
         _show_step(output, result)
         if report is not None:
             from weft.train.machine.page import step_page

@@ -28,9 +28,9 @@ CLASSES = 10
 SIDE = 32
 """Height and width of a generated picture."""
 
-NOISE = 60
-CLUTTER = 5
-CONTRAST = (15, 90)
+NOISE = 45
+CLUTTER = 4
+CONTRAST = (20, 100)
 
 Int8Array = NDArray[np.int8]
 Int64Array = NDArray[np.int64]

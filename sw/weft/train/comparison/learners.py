@@ -55,12 +55,23 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RateSchedule:
-    """A learning rate that falls to zero along half a cosine."""
+    """A learning rate that falls to zero along half a cosine, behind a linear rise.
+
+    Parameters
+    ----------
+    start : float
+    warm_up : float
+        Share of all steps that the rise takes.
+    """
 
     start: float
+    warm_up: float = 0.0
 
     def rate(self, done: float) -> float:
         """When a share ``done`` of all steps is done."""
+        if done < self.warm_up:
+            return self.start * done / self.warm_up
+        done = (done - self.warm_up) / (1 - self.warm_up)
         return self.start * (1 + math.cos(math.pi * done)) / 2
 
     def bits(self, done: float) -> int:

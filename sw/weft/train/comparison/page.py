@@ -8,7 +8,10 @@ from typing import Any
 from weft.observation.page import page_environment
 from weft.train.comparison.protocol import answers
 
-__all__ = ["comparison_page"]
+__all__ = ["TASK_OF_NETWORK", "comparison_page", "cycles_by_pass"]
+
+TASK_OF_NETWORK = {"digits": "digits", "residual": "pictures"}
+"""Of the networks of `weft bench train-step`."""
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34
@@ -51,6 +54,21 @@ def comparison_page(results: Sequence[dict[str, Any]]) -> str:
         .get_template("comparison.html.jinja")
         .render(tasks=tasks, colours=COLOURS)
     )
+
+
+def cycles_by_pass(operations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Operations of a step's JSON (``weft bench train-step``) as layer, pass and cycles."""
+    entries = []
+    for operation in operations:
+        title = operation["title"]
+        if operation["forward"]:
+            layer, kind = title, "forward"
+        elif title.startswith("update "):
+            layer, kind = title.removeprefix("update ").rpartition(".")[0], "parameters"
+        else:
+            layer, kind = title.partition(".gradient")[0], "gradient"
+        entries.append({"layer": layer, "pass": kind, "cycles": operation["cycles"] or 0})
+    return entries
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,8 @@ class Task:
     epochs, tuning_epochs : int
     rates : tuple of float
         Learning rates that are tried.
+    warm_up : float
+        Share of the steps in which they rise.
     batch : int
     """
 
@@ -63,11 +65,12 @@ class Task:
     epochs: int
     tuning_epochs: int
     rates: tuple[float, ...]
+    warm_up: float = 0.0
     batch: int = 32
 
     def schedules(self, contender: Contender) -> tuple[Schedule, ...]:
         """What is tried of a method."""
-        return contender.schedules or tuple(RateSchedule(rate) for rate in self.rates)
+        return contender.schedules or tuple(RateSchedule(rate, self.warm_up) for rate in self.rates)
 
 
 TASKS = {
@@ -94,8 +97,9 @@ TASKS = {
             seeds=3,
             tuning_seeds=1,
             epochs=10,
-            tuning_epochs=6,
-            rates=(0.02, 0.04, 0.08),
+            tuning_epochs=10,
+            rates=(0.015, 0.025, 0.04),
+            warm_up=0.1,
         ),
     )
 }
