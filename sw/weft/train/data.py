@@ -121,9 +121,9 @@ def pictures(count: int = 4200, seed: int = 0, validation: int = 600, test: int 
     background of two colours and before clutter, in strong noise. Integer arithmetic on raw
     numbers of PCG64 makes the same bytes everywhere.
 
-    ``weft.train.networks.ResidualNetwork`` in float32 (SGD, rate 0.03 with warm-up, momentum 0.9, ten
-    epochs of batches of 32) knew 85 % of the validation pictures after one run; they were fixed by
-    that alone, before any integer method saw them.
+    ``weft.train.networks.ResidualNetwork`` in float32 (SGD, rate 0.03 with warm-up, momentum 0.9,
+    ten epochs of batches of 32) knew 85 % of the validation pictures after one run; such float
+    runs alone fixed their difficulty.
 
     Parameters
     ----------
