@@ -9,7 +9,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training_networks import one_hot  # noqa: E402
 
 from sw.test_train_exactness import (  # noqa: E402
     Family,
@@ -20,6 +19,7 @@ from sw.test_train_exactness import (  # noqa: E402
     state_of,
 )
 from training_reference import Reference  # noqa: E402
+from weft.train.data import target_codes  # noqa: E402
 from weft.train.fast import FastEngine  # noqa: E402
 from weft.train.machine.engine import MachineEngine  # noqa: E402
 from weft.train.module import training_step  # noqa: E402
@@ -72,7 +72,7 @@ def test_ten_steps(rng: np.random.Generator, method: str, exponents: str, config
         shape = (SIZES.batch, SIZES.height, SIZES.width, SIZES.inputs)
         images = rng.integers(0, 128, shape).astype(np.int8)
         labels = rng.integers(0, SIZES.classes, SIZES.batch)
-        targets = one_hot(labels, SIZES.classes)
+        targets = target_codes(labels, SIZES.classes)
         rates = Rates.of(SIZES.batch, 0.1, decay=1e-3, bits=4)
         batch = images, targets, rates, seed, number
         x, y = torch.from_numpy(images.astype(np.int64)), torch.from_numpy(labels)

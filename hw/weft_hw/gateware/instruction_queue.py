@@ -105,7 +105,7 @@ class InstructionQueue(wiring.Component):
         layout = queue_word_layout()
         # Beside each word, as if it were an instruction's first one, of which kind that is: the
         # memory gives its words late in a cycle.
-        kind_shape = range(len(self._kinds))
+        kind_shape = range(max(2, len(self._kinds)))  # no signal may have a width of zero
         stored_layout = data.StructLayout({"word": layout, "kind": kind_shape})
         m.submodules.stored = stored = BlockFifo(
             width=stored_layout.size, depth=self._config.queue_depth * words
