@@ -70,7 +70,7 @@ def train(
         if path is not None:
             check_writable(option, path, (ending,))
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401  (only to name the extra that may be missing)
     except ImportError:
         raise missing_extra("PyTorch", "torch", purpose="training") from None
     if table is not None:

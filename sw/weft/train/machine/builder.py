@@ -2,17 +2,17 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from weft.compiler.context import Ring
 from weft.compiler.kernels import ceil_div
-from weft.compiler.stream import Access, Space, Stream, reads, writes
+from weft.compiler.stream import Space, Stream, reads, writes
+from weft.compiler.vectors import trim
 from weft.errors import InputError, UnsupportedModel
 from weft.train.machine.homes import ImageHome, WeightHome, require_square
 from weft_hw.config import AcceleratorConfig
-from weft_hw.instructions import COUNT_BITS, Load, Memory, Store
+from weft_hw.instructions import COUNT_BITS, Element, Load, Memory, Store
 
-__all__ = ["STAGING_ROWS", "Box", "Builder", "ImageTile", "Slab", "WeightTile", "transfers"]
+__all__ = ["STAGING_ROWS", "Box", "Builder", "ImageTile", "Slab", "WeightTile"]
 
 STAGING_ROWS = 16
 """Accumulator rows at the end of the last bank, through which scalars travel."""
@@ -20,7 +20,14 @@ STAGING_ROWS = 16
 SCRATCH_ROWS = 32
 
 MOST_TRIPS = (1 << COUNT_BITS) - 1
-SPACES = {Memory.ACTIVATION: Space.ACTIVATION, Memory.WEIGHT: Space.WEIGHT}
+ELEMENTS = {1: Element.INT8, 2: Element.INT16, 4: Element.INT32}
+"""Of accumulator rows in DRAM, by bytes."""
+
+SPACES = {
+    Memory.ACTIVATION: Space.ACTIVATION,
+    Memory.WEIGHT: Space.WEIGHT,
+    Memory.LOOKUP: Space.LOOKUP,
+}
 
 
 @dataclass(frozen=True)
@@ -225,8 +232,49 @@ class Builder:
 
     def store_slab(self, home: ImageHome, slab: Slab, purpose: str) -> None:
         """Copy a slab to DRAM."""
-        for instruction, accesses in transfers(Store, home, slab, Memory.ACTIVATION):
-            self.stream.emit(instruction, purpose, *accesses)
+        self._copy_box(Store, home, slab, Memory.ACTIVATION, purpose)
+
+    def copy_bytes(
+        self, kind: type[Load | Store], dram: int, address: int, size: int, memory: Memory, why: str
+    ) -> None:
+        """Copy neighbouring bytes between DRAM and a scratchpad."""
+        self._copy(
+            kind(dram_address=dram, address=address, run_bytes=size, memory=memory, extent=1),
+            (dram, dram + size),
+            SPACES[memory],
+            (address, address + size),
+            why,
+        )
+
+    def copy_rows(
+        self, kind: type[Load | Store], dram: int, row: int, rows: int, width: int, why: str
+    ) -> None:
+        """Copy neighbouring accumulator rows from or to elements of ``width`` bytes in DRAM."""
+        size = rows * self.side * width
+        moved = kind(
+            dram_address=dram,
+            address=row,
+            run_bytes=size,
+            memory=Memory.ACCUMULATOR,
+            element=ELEMENTS[width],
+            extent=1,
+        )
+        self._copy(moved, (dram, dram + size), Space.ACCUMULATOR, (row, row + rows), why)
+
+    def _copy(
+        self,
+        moved: Load | Store,
+        dram: tuple[int, int],
+        space: Space,
+        chip: tuple[int, int],
+        why: str,
+    ) -> None:
+        """Append a transfer, with what it reads and writes."""
+        if isinstance(moved, Load):
+            accesses = reads(Space.DRAM, dram), writes(space, chip)
+        else:
+            accesses = reads(space, chip), writes(Space.DRAM, dram)
+        self.stream.emit(moved, why, *accesses)
 
     def load_box(
         self,
@@ -248,51 +296,37 @@ class Builder:
                 "fill with zeros",
                 writes(SPACES[memory], slab.span),
             )
-        for instruction, accesses in transfers(Load, home, slab, memory):
-            self.stream.emit(instruction, purpose, *accesses)
+        self._copy_box(Load, home, slab, memory, purpose)
         return slab
 
-
-Transfer = TypeVar("Transfer", Load, Store)
-
-
-def transfers(
-    kind: type[Transfer], home: ImageHome, slab: Slab, memory: Memory
-) -> list[tuple[Transfer, tuple[Access, Access]]]:
-    """The transfers of a box between DRAM and chip, in as few and long runs as they allow."""
-    box, side = slab.box, slab.side
-    tiles, images, rows, columns = box.counts
-    run = home.pitch if home.narrow else tiles * side
-    counts = [images, rows, columns]
-    dram = [home.image_pitch, home.row_pitch, home.pitch]
-    chip = [slab.image_pitch, slab.row_pitch, slab.pitch]
-    for loop in (2, 1, 0):  # runs that lie behind one another on both sides become one
-        if run != dram[loop] or run != chip[loop]:
-            break
-        run, counts[loop] = run * counts[loop], 1
-    first = home.at(box.images[0], box.rows[0], box.columns[0], box.tiles[0] * side)
-    result = []
-    step = MOST_TRIPS
-    for start in range(0, counts[0], step):
-        count = min(step, counts[0] - start)
-        trips = (count, counts[1], counts[2])
-        moved = kind(
-            dram_address=first + start * dram[0],
-            address=slab.address + start * chip[0],
-            counts=trips,
-            dram_strides=tuple(d * (n > 1) for d, n in zip(dram, trips, strict=True)),
-            strides=tuple(c * (n > 1) for c, n in zip(chip, trips, strict=True)),
-            run_bytes=run,
-            memory=memory,
-            extent=1,
-        )
+    def _copy_box(
+        self, kind: type[Load | Store], home: ImageHome, slab: Slab, memory: Memory, why: str
+    ) -> None:
+        """Copy a box between DRAM and chip, in as few and long runs as both layouts allow."""
+        box, side = slab.box, slab.side
+        tiles, images, rows, columns = box.counts
+        run = home.pitch if home.narrow else tiles * side
+        counts = [images, rows, columns]
+        dram = [home.image_pitch, home.row_pitch, home.pitch]
+        chip = [slab.image_pitch, slab.row_pitch, slab.pitch]
+        for loop in (2, 1, 0):  # runs that lie behind one another on both sides become one
+            if run != dram[loop] or run != chip[loop]:
+                break
+            run, counts[loop] = run * counts[loop], 1
+        first = home.at(box.images[0], box.rows[0], box.columns[0], box.tiles[0] * side)
         last = run + home.at(
             box.images[1] - 1, box.rows[1] - 1, box.columns[1] - 1, box.tiles[0] * side
         )
-        in_dram, on_chip = (first, last), slab.span
-        if kind is Load:
-            accesses = reads(Space.DRAM, in_dram), writes(SPACES[memory], on_chip)
-        else:
-            accesses = reads(SPACES[memory], on_chip), writes(Space.DRAM, in_dram)
-        result.append((moved, accesses))
-    return result
+        for start in range(0, counts[0], MOST_TRIPS):
+            trips = (min(MOST_TRIPS, counts[0] - start), counts[1], counts[2])
+            moved = kind(
+                dram_address=first + start * dram[0],
+                address=slab.address + start * chip[0],
+                counts=trips,
+                dram_strides=trim(dram, trips),
+                strides=trim(chip, trips),
+                run_bytes=run,
+                memory=memory,
+                extent=1,
+            )
+            self._copy(moved, (first, last), SPACES[memory], slab.span, why)

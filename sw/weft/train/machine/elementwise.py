@@ -9,6 +9,7 @@ from weft.train.machine.builder import Box, Builder, ImageTile, Slab
 from weft.train.machine.fields import (
     EVEN,
     from_slab,
+    positive,
     scalar_scale,
     tile_strides,
     to_slab,
@@ -47,8 +48,6 @@ __all__ = [
     "residual_exponents",
     "residual_sums",
 ]
-
-ABOVE_CODES = 256
 
 
 def boxes(home: ImageHome, vectors: int) -> Iterator[Box]:
@@ -221,13 +220,9 @@ def average_pool_gradient(builder: Builder, operation: AveragePoolGradient) -> N
                 "rounding": EVEN,
             }
         if mask is not None:
-            fields |= {
-                "tail": Tail.SELECT,
-                "b_source": OperandSource.ACTIVATION,
-                "select_low": 0,
-                "select_high": ABOVE_CODES,
-            }
-            accesses.append(reads(Space.ACTIVATION, mask.span))
+            passing, mask_read = positive(mask)
+            fields |= passing
+            accesses.append(mask_read)
         for first in _spread(fields, box, window, slab):
             if mask is not None:
                 shift = first["address"] - slab.address
@@ -277,15 +272,9 @@ def mask(builder: Builder, operation: Mask) -> None:
         other = _load(builder, operation.mask, box)
         slab = builder.place(builder.staging, box)
         a, a_read = from_slab(gradient)
-        b, b_read = from_slab(other, "b")
+        b, b_read = positive(other)
         target, written = to_slab(slab)
-        builder.stream.emit(
-            Vector(**a, **b, **target, tail=Tail.SELECT, select_low=0, select_high=ABOVE_CODES),
-            "mask",
-            a_read,
-            b_read,
-            written,
-        )
+        builder.stream.emit(Vector(**a, **b, **target), "mask", a_read, b_read, written)
         builder.store_slab(home, slab, f"store {operation.result.name}")
 
 

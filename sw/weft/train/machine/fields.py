@@ -22,6 +22,7 @@ __all__ = [
     "element_index",
     "from_slab",
     "from_tile",
+    "positive",
     "power_of_two",
     "scalar_scale",
     "slab_strides",
@@ -29,6 +30,9 @@ __all__ = [
     "to_slab",
     "to_tile",
 ]
+
+ABOVE_CODES = 256
+"""More than any code: no upper bound of SELECT."""
 
 EVEN = Rounding.HALF_EVEN
 
@@ -125,6 +129,12 @@ def element_index(image: Image, box: Box, number: int, side: int) -> dict[str, A
         "index_strides": trim(strides, box_counts(box)[:4]),
         "tensor": number,
     }
+
+
+def positive(slab: Slab) -> tuple[dict[str, Any], Access]:
+    """Operand B that lets values pass where its codes are positive: ReLU's gradient."""
+    fields, access = from_slab(slab, "b")
+    return fields | {"tail": Tail.SELECT, "select_low": 0, "select_high": ABOVE_CODES}, access
 
 
 def added(source: OperandSource, address: int, strides: tuple[int, ...]) -> dict[str, Any]:

@@ -110,13 +110,7 @@ class _Loss:
         self.zeros = self.identity + self.side * self.side
 
     def _load(self, dram: int, address: int, size: int, memory: Memory, purpose: str) -> None:
-        space = Space.ACTIVATION if memory is Memory.ACTIVATION else Space.WEIGHT
-        self.stream.emit(
-            Load(dram_address=dram, address=address, run_bytes=size, memory=memory, extent=1),
-            purpose,
-            reads(Space.DRAM, (dram, dram + size)),
-            writes(space, (address, address + size)),
-        )
+        self.builder.copy_bytes(Load, dram, address, size, memory, purpose)
 
     def block(self, block: int) -> None:
         """The gradient of up to ``side`` samples."""
@@ -295,11 +289,9 @@ class _Loss:
             reads(Space.ACCUMULATOR, (rows, rows + classes)),
             writes(Space.ACTIVATION, (codes, codes + size)),
         )
-        self.stream.emit(
-            Store(dram_address=self.homes.turned, address=codes, run_bytes=size, extent=1),
-            "store gradient by class",
-            reads(Space.ACTIVATION, (codes, codes + size)),
-            writes(Space.DRAM, (self.homes.turned, self.homes.turned + size)),
+        turned = self.homes.turned
+        self.builder.copy_bytes(
+            Store, turned, codes, size, Memory.ACTIVATION, "store gradient by class"
         )
 
     def _back(self, box: Box) -> None:

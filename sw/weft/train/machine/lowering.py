@@ -3,25 +3,25 @@
 import dataclasses
 from dataclasses import dataclass
 
-from weft.compiler.stream import Space, Step, reads, writes
+from weft.compiler.stream import Step
 from weft.train.machine import elementwise
 from weft.train.machine.builder import Builder
 from weft.train.machine.data_gradient import data_gradient_sums
 from weft.train.machine.forward import convolution_sums
-from weft.train.machine.loss import lower_loss
-from weft.train.machine.plan import TrainingPlan
-from weft.train.machine.preparation import prepare_biases, prepare_compensation
-from weft.train.machine.quantization import Result, behind, quantize_image
-from weft.train.machine.scalars import Register, Scalars
-from weft.train.machine.tables import TABLES_BYTES
-from weft.train.machine.updates import (
-    Updater,
+from weft.train.machine.gradient_chunks import (
     bias_chunks,
     bias_sums,
     compensation_chunks,
     copied_rows,
     weight_chunks,
 )
+from weft.train.machine.loss import lower_loss
+from weft.train.machine.plan import TrainingPlan
+from weft.train.machine.preparation import prepare_biases, prepare_compensation
+from weft.train.machine.quantization import Result, behind, quantize_image
+from weft.train.machine.scalars import Register, Scalars
+from weft.train.machine.tables import TABLES_BYTES
+from weft.train.machine.updates import Updater
 from weft.train.machine.weight_gradient import weight_gradient_sums
 from weft.train.step import (
     Add,
@@ -53,17 +53,7 @@ def lower_step(
     builder.images, builder.weights_at = plan.images, plan.weights
     scalars = Scalars(builder, plan.cells)
     scalars.begin()
-    builder.stream.emit(
-        Load(
-            dram_address=plan.tables,
-            run_bytes=TABLES_BYTES,
-            memory=Memory.LOOKUP,
-            extent=1,
-        ),
-        "load tables",
-        reads(Space.DRAM, (plan.tables, plan.tables + TABLES_BYTES)),
-        writes(Space.LOOKUP, (0, TABLES_BYTES)),
-    )
+    builder.copy_bytes(Load, plan.tables, 0, TABLES_BYTES, Memory.LOOKUP, "load tables")
     lowering = _Lowering(step, builder, scalars, plan)
     for number, operation in enumerate(step.operations):
         builder.stream.layer, builder.stream.tile = number, 0

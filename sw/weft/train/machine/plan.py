@@ -13,8 +13,10 @@ from weft.train.machine.scalars import CELL_BYTES
 from weft.train.machine.tables import TABLES_BYTES
 from weft.train.step import (
     Add,
+    AveragePool,
     BitUpdate,
     Convolution,
+    DataGradient,
     Image,
     Mask,
     MomentumUpdate,
@@ -301,9 +303,14 @@ class _Planner:
         """Room for the sums of the largest image, or parameter, whose largest comes first."""
         size = 0
         for operation in self.step.operations:
-            quantizer = getattr(operation, "quantizer", None)
-            if quantizer is not None and not quantizer.delayed:
-                size = max(size, images[operation.result.name].size * SUM_BYTES)  # type: ignore[union-attr]
+            match operation:
+                case (
+                    Convolution(quantizer=quantizer, result=result)
+                    | DataGradient(quantizer=quantizer, result=result)
+                    | AveragePool(quantizer=quantizer, result=result)
+                    | Add(quantizer=quantizer, result=result)
+                ) if not quantizer.delayed:
+                    size = max(size, images[result.name].size * SUM_BYTES)
         if isinstance(self.step.update, BitUpdate) and not self.step.update.delayed:
             rows = max(home.rows for home in weights.values())
             size = max(size, rows * self.side * SUM_BYTES)

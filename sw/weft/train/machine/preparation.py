@@ -9,7 +9,6 @@ from weft.train.machine.fields import scalar_scale
 from weft.train.machine.homes import ImageHome, WeightHome
 from weft.train.machine.quantization import Biases
 from weft.train.machine.scalars import Register, Scalars
-from weft.train.machine.updates import ELEMENTS
 from weft.train.step import Parameter
 from weft_hw.instructions import (
     Element,
@@ -27,21 +26,9 @@ __all__ = ["prepare_biases", "prepare_compensation"]
 
 def _load_rows(builder: Builder, home: WeightHome, first: int, rows: int, target: int) -> None:
     """Rows of a parameter's master as int32."""
-    size = builder.side * home.state_bytes
-    address = home.master + first * size
-    builder.stream.emit(
-        Load(
-            dram_address=address,
-            address=target,
-            run_bytes=rows * size,
-            memory=Memory.ACCUMULATOR,
-            element=ELEMENTS[home.state_bytes],
-            extent=1,
-        ),
-        f"load {home.parameter.name}",
-        reads(Space.DRAM, (address, address + rows * size)),
-        writes(Space.ACCUMULATOR, (target, target + rows)),
-    )
+    width = home.state_bytes
+    address = home.master + first * builder.side * width
+    builder.copy_rows(Load, address, target, rows, width, f"load {home.parameter.name}")
 
 
 def _rows(
@@ -159,11 +146,12 @@ def prepare_compensation(
             reads(Space.ACCUMULATOR, (source, source + rows)),
             writes(Space.ACTIVATION, (codes, codes + size)),
         )
-        address = target.address + first * side
-        builder.stream.emit(
-            Store(dram_address=address, address=codes, run_bytes=size, extent=1),
+        builder.copy_bytes(
+            Store,
+            target.address + first * side,
+            codes,
+            size,
+            Memory.ACTIVATION,
             f"store aligned {parameter.name}",
-            reads(Space.ACTIVATION, (codes, codes + size)),
-            writes(Space.DRAM, (address, address + size)),
         )
     scalars.move(Register.EXPONENT, Register.SECOND)

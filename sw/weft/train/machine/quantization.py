@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from weft.compiler.stream import Access, Space, reads, writes
+from weft.compiler.stream import Access, Space, reads
 from weft.train.machine.builder import Box, Builder, ImageTile
 from weft.train.machine.fields import (
     element_index,
     from_slab,
     from_tile,
+    positive,
     scalar_scale,
     to_slab,
     to_tile,
@@ -20,7 +21,6 @@ from weft.train.machine.tables import RECTIFIER, TABLES_ACCESS
 from weft.train.step import Image, Quantizer
 from weft_hw.instructions import (
     Capture,
-    Element,
     Load,
     Memory,
     Rounding,
@@ -33,7 +33,6 @@ from weft_hw.training import CODE_BITS, CODE_LIMIT, ONE
 __all__ = ["Biases", "Result", "Spill", "behind", "quantize_image"]
 
 SUM_BYTES = 4
-ABOVE_CODES = 256
 
 
 @dataclass(frozen=True)
@@ -179,8 +178,8 @@ class ImageQuantizer:
             other = builder.load_box(
                 home, box, Memory.ACTIVATION, builder.staging, f"load {result.mask.name}"
             )
-            operand, access = from_slab(other, "b")
-            fields |= operand | {"tail": Tail.SELECT, "select_low": 0, "select_high": ABOVE_CODES}
+            operand, access = positive(other)
+            fields |= operand
             accesses.append(access)
         if result.rectified:
             fields["lookup"] = RECTIFIER
@@ -204,22 +203,15 @@ class ImageQuantizer:
 
     # Sums that wait --------------------------------------------------------------------------
 
-    def _spill(self, tile: ImageTile, offset: int, kind: type[Load] | type[Store]) -> None:
-        size = tile.box.vectors * self.builder.side * SUM_BYTES
-        dram = self.spill.address + offset, self.spill.address + offset + size
-        moved = kind(
-            dram_address=dram[0],
-            address=tile.address,
-            run_bytes=size,
-            memory=Memory.ACCUMULATOR,
-            element=Element.INT32,
-            extent=1,
+    def _spill(self, tile: ImageTile, offset: int, kind: type[Load | Store]) -> None:
+        self.builder.copy_rows(
+            kind,
+            self.spill.address + offset,
+            tile.address,
+            tile.box.vectors,
+            SUM_BYTES,
+            f"{kind.__name__.lower()} sums",
         )
-        if kind is Load:
-            accesses = reads(Space.DRAM, dram), writes(Space.ACCUMULATOR, tile.access)
-        else:
-            accesses = reads(Space.ACCUMULATOR, tile.access), writes(Space.DRAM, dram)
-        self.stream.emit(moved, f"{kind.__name__.lower()} sums", *accesses)
 
     def own(self, tiles: Iterable[ImageTile]) -> None:
         """All sums first, through DRAM unless one tile holds them; then all codes."""
