@@ -281,7 +281,13 @@ class Reference:
         logits, e_logits = layer("classify", hidden, e_hidden)
 
         # Loss
-        loss = self._loss_gradient(logits[:, 0, 0], e_logits, labels)[:, None, None]
+        sums = self._loss_gradient(logits[:, 0, 0], e_logits, labels)[:, None, None]
+        cells["loss.largest"] = int(sums.abs().max())
+        shift = max(0, bit_length(cells["loss.largest"]) - 7)
+        loss, e_loss = scale(sums, -shift), shift - 15
+        cells["loss.exponent"] = e_loss
+        cells["loss.saturated"] = int((loss.abs() > 127).sum())
+        loss = loss.clamp(-127, 127)
 
         # Backward
         gradients: dict[str, tuple[Tensor, int, int]] = {}
@@ -296,8 +302,8 @@ class Reference:
                 gradients[f"{name}.compensation"] = dy.sum(axes), e_dy, 0
             return dx
 
-        sums = back("classify", hidden, e_hidden, loss, -7)
-        exponent = -7 + exponents["classify.weight"]
+        sums = back("classify", hidden, e_hidden, loss, e_loss)
+        exponent = e_loss + exponents["classify.weight"]
         if deep:
             d_hidden, e_d_hidden = quantize(
                 "hidden.gradient", sums, exponent, backward=True, positive=hidden
@@ -336,25 +342,24 @@ class Reference:
     def _loss_gradient(self, logits: Tensor, exponent: int, labels: Tensor) -> Tensor:
         classes = logits.shape[1]
 
-        def power_of_two(sixteenths: int) -> int:
-            return 0 if sixteenths == -128 else round(127 * 2 ** (sixteenths / 16))
-
-        def look_up(codes: Tensor) -> Tensor:
-            values = [power_of_two(int(code)) for code in codes.flatten()]
-            return torch.tensor(values).reshape(codes.shape)
+        def powers_of_two(sixteenths: Tensor) -> Tensor:
+            values = [
+                0 if each == -255 else round(2 ** (15 + each / 16))
+                for each in sixteenths.flatten().tolist()
+            ]
+            return torch.tensor(values).reshape(sixteenths.shape)
 
         d = logits - logits.amax(1, keepdim=True)
         multiplier, own = real_multiplier(16 / math.log(2))
-        u = requantize(d, multiplier, min(max(own + exponent, -31), 31)).clamp(-128, 0)
-        total = look_up(u).sum(1, keepdim=True)
-        v = (requantize(total, *real_multiplier(255 / (127 * classes))) - 128).clamp(-128, 127)
-        logarithms = []
-        for code in (v + 128).flatten().tolist():
-            real = -128 if code == 0 else -round(16 * math.log2(code * classes / 255))
-            logarithms.append(min(max(real, -128), 0))
-        shifted = (u + torch.tensor(logarithms)[:, None]).clamp(-128, 0)
-        target = 127 * functional.one_hot(labels, classes)
-        return (target - look_up(shifted)).clamp(-127, 127)
+        u = requantize(d, multiplier, min(max(own + exponent, -31), 31)).clamp(-255, 0)
+        total = powers_of_two(u).sum(1, keepdim=True)
+        v = requantize(total, *real_multiplier(255 / (2**15 * classes))).clamp(0, 255)
+        logarithms = [
+            max(-round(16 * math.log2(code * classes / 255)), -128) for code in v.flatten().tolist()
+        ]
+        p = powers_of_two((u + torch.tensor(logarithms)[:, None]).clamp(-255, 0))
+        label = functional.one_hot(labels, classes).bool()
+        return torch.where(label, torch.where(label, 0, p).sum(1, keepdim=True), -p)
 
     # Updates --------------------------------------------------------------------------------------
 

@@ -20,16 +20,17 @@ __all__ = [
     "LARGEST_RESIDUAL_SHIFT",
     "LIMIT_OF_BIAS",
     "LIMIT_OF_SUM",
+    "LOSS_EXPONENT",
     "ONE",
+    "TABLE_LIMIT",
     "TABLE_STEPS",
     "aligned_bias",
     "aligned_codes",
     "clamp_bound",
     "clip_range",
-    "exponential_table",
+    "exponential_tables",
     "logarithm_table",
     "loss_gradient",
-    "negated_exponential_table",
     "quantize",
     "residual_base",
     "scale_by_power",
@@ -62,6 +63,12 @@ LARGEST_RESIDUAL_SHIFT = 16
 
 TABLE_STEPS = 16
 """Steps of the softmax tables a factor of two: codes are sixteenths of a binary logarithm."""
+
+TABLE_LIMIT = 255
+"""Exponentials are tabulated from ``-TABLE_LIMIT`` steps to 0."""
+
+LOSS_EXPONENT = -15
+"""Of the loss gradient before its quantization, and of the tabulated exponentials."""
 
 
 def scale_by_power(
@@ -146,48 +153,47 @@ def residual_base(first: int, second: int) -> int:
 # Loss ---------------------------------------------------------------------------------------------
 
 
-def exponential_table() -> Int64Array:
-    """``rint(127 * 2**(u / 16))`` for u = -128 to 0, and 0 at -128 and above 0 (256 entries).
+def exponential_tables() -> tuple[Int64Array, Int64Array]:
+    """``-rint(2**15 * 2**(u / 16))`` for u = -255 to 0, and 0 at -255, in two digits.
 
-    Entry ``u + 128`` belongs to u.
+    Returns
+    -------
+    upper, lower : int64 arrays (256,)
+        The number is ``256 * upper + lower``, each digit an int8. Entry ``u + 255`` belongs to u.
     """
-    codes = np.arange(-128, 128)
-    values = np.rint(CODE_LIMIT * np.exp2(np.minimum(codes, 0) / TABLE_STEPS)).astype(np.int64)
-    values[(codes > 0) | (codes == -128)] = 0
-    table: Int64Array = values
-    return table
-
-
-def negated_exponential_table() -> Int64Array:
-    """:func:`exponential_table`, negated."""
-    table: Int64Array = -exponential_table()
-    return table
+    exponents = np.arange(-TABLE_LIMIT, 1) / TABLE_STEPS
+    values = -np.rint(np.ldexp(np.exp2(exponents), -LOSS_EXPONENT)).astype(np.int64)
+    values[0] = 0
+    upper: Int64Array = (values + 128) >> 8
+    return upper, values - (upper << 8)
 
 
 def sum_scale(classes: int) -> tuple[int, int]:
-    """Multiplier and exponent that bring a sum of exponentials (to 127 * classes) to 0..255."""
-    return quantize_multiplier(255 / (CODE_LIMIT * classes))
+    """Multiplier and exponent that bring a sum of exponentials (to 2^15 * classes) to 0..255."""
+    return quantize_multiplier(TABLE_LIMIT / (classes << -LOSS_EXPONENT))
 
 
 def logarithm_table(classes: int) -> Int64Array:
-    """``-rint(16 * log2(sum / 127))`` by the sum's code, -128 for a sum of zero (256 entries).
+    """``-rint(16 * log2(sum / 2^15))``, at least -128, by the sum's code (256 entries).
 
-    Entry ``v + 128`` belongs to the code v, which stands for the sum
-    ``(v + 128) * 127 * classes / 255``.
+    Entry v belongs to the code v of :func:`sum_scale`, which stands for the sum
+    ``v * 2^15 * classes / 255``.
     """
-    scaled = np.arange(256) * classes / 255
+    scaled = np.arange(TABLE_LIMIT + 1) * classes / TABLE_LIMIT
     with np.errstate(divide="ignore"):
         values = -np.rint(TABLE_STEPS * np.log2(scaled))
+    values[0] = -128  # of no sum: the largest logit alone gives 2^15
     table: Int64Array = np.clip(values, -128, 0).astype(np.int64)
     return table
 
 
 def loss_gradient(logits: ArrayLike, exponent: int, target: ArrayLike) -> Int64Array:
-    """Descent direction of cross-entropy by an integer softmax: ``127 * (target - softmax)``.
+    """Descent direction of cross-entropy by an integer softmax: label minus probability.
 
     With u the logits minus their largest in sixteenths of a binary logarithm, clamped to
-    [-128, 0], and ``L = log2`` of the sum of ``exp2(u / 16)``, in the same unit, the softmax is
-    ``exp2((u - L) / 16)``: three table lookups of 256 entries, no division.
+    [-255, 0], and L the ``log2`` of the sum of ``exp2(u / 16)``, in the same unit, the softmax is
+    ``exp2((u - L) / 16)``: table lookups of 256 entries, no division. The gradient at the label is
+    the sum of the other classes' probabilities, so that it is as fine where the network is sure.
 
     Parameters
     ----------
@@ -200,7 +206,7 @@ def loss_gradient(logits: ArrayLike, exponent: int, target: ArrayLike) -> Int64A
     Returns
     -------
     int64 array (samples, classes)
-        Codes in [-127, 127]; their exponent is -7 (127 stands for 1).
+        Exponent ``LOSS_EXPONENT``: 2^15 stands for 1. To be quantized like other sums.
     """
     values = np.asarray(logits, np.int64)
     classes = values.shape[1]
@@ -209,13 +215,17 @@ def loss_gradient(logits: ArrayLike, exponent: int, target: ArrayLike) -> Int64A
     scaled = requantize(
         difference, multiplier, min(max(own + exponent, -31), 31), Rounding.HALF_EVEN
     )
-    steps = np.clip(scaled, -128, 0)
-    total = exponential_table()[steps + 128].sum(axis=1, keepdims=True)
-    index = requantize(total, *sum_scale(classes), Rounding.HALF_EVEN) - 128
-    logarithm = logarithm_table(classes)[np.clip(index, -128, 127) + 128]
-    shifted = np.clip(steps + logarithm, -128, 0)
-    probabilities = exponential_table()[shifted + 128]
-    return _clamp(np.asarray(target, np.int64) - probabilities, CODE_LIMIT)
+    steps = np.clip(scaled, -TABLE_LIMIT, 0)
+    upper, lower = exponential_tables()
+    negated = (upper << 8) + lower
+    total = -negated[steps + TABLE_LIMIT].sum(axis=1, keepdims=True)
+    index = requantize(total, *sum_scale(classes), Rounding.HALF_EVEN)
+    logarithm = logarithm_table(classes)[np.clip(index, 0, TABLE_LIMIT)]
+    shifted = np.clip(steps + logarithm, -TABLE_LIMIT, 0)
+    at_label = np.asarray(target) > 0
+    others = np.where(at_label, 0, negated[shifted + TABLE_LIMIT])
+    gradient: Int64Array = np.where(at_label, -others.sum(axis=1, keepdims=True), others)
+    return gradient
 
 
 # Updates ------------------------------------------------------------------------------------------

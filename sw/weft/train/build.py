@@ -42,10 +42,10 @@ from weft.train.step import (
 )
 from weft_hw.training import CODE_LIMIT, LIMIT_OF_BIAS, ONE
 
-__all__ = ["LOSS_EXPONENT", "average_factor", "build_step"]
+__all__ = ["TARGET_EXPONENT", "average_factor", "build_step"]
 
-LOSS_EXPONENT = -7
-"""Of targets and the loss gradient: 127 stands for (nearly) 1."""
+TARGET_EXPONENT = -7
+"""127, at the label, stands for (nearly) 1."""
 
 RANDOM_TENSORS = 1 << 12
 LIMIT_OF_SUMS = 1 << 31
@@ -113,9 +113,12 @@ class _Builder:
         logits = self.images[network.result.name]
         if not self._trained(network.result):
             raise UnsupportedModel("the module has no Linear or Conv2d: there is nothing to train")
-        target = Image("target", logits.shape, Exponent(None, LOSS_EXPONENT))
-        loss = Image("loss", logits.shape, Exponent(None, LOSS_EXPONENT))
-        self.backward.append(LossGradient(logits, target, loss))
+        target = Image("target", logits.shape, Exponent(None, TARGET_EXPONENT))
+        quantizer = Quantizer(
+            "loss", next(self.numbers), stochastic=False, clipped=False, delayed=False
+        )
+        loss = Image("loss", logits.shape, Exponent(quantizer.name))
+        self.backward.append(LossGradient(logits, target, loss, quantizer))
         self.gradients[network.result.name] = [loss]
         for layer in reversed(network.layers):
             if self._trained(layer.result):

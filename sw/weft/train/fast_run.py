@@ -38,6 +38,7 @@ from weft.train.step import (
 )
 from weft_hw.training import (
     CODE_LIMIT,
+    LOSS_EXPONENT,
     ONE,
     aligned_bias,
     aligned_codes,
@@ -281,8 +282,11 @@ class Run:
             self.image(image)[:, 0, 0].cpu().numpy().astype(np.int64)
             for image in (operation.logits, operation.target)
         )
-        codes = loss_gradient(logits, self.exponent(operation.logits.exponent), target)
-        self.put(operation.result, codes[:, None, None, :].astype(np.int8))
+        sums = loss_gradient(logits, self.exponent(operation.logits.exponent), target)
+        # Below 256 * 2^15: exact in float32.
+        values = torch.from_numpy(sums[:, None, None, :]).to(self.device, torch.float32)
+        codes = self.quantize(operation.quantizer, values, LOSS_EXPONENT)
+        self.images[operation.result.name] = codes
 
 
 def _windows(codes: Any, window: tuple[int, int]) -> Any:

@@ -315,11 +315,15 @@ class Mask:
 
 @dataclass(frozen=True)
 class LossGradient:
-    """:func:`weft_hw.training.loss_gradient` of logits (1, 1, classes) and target codes."""
+    """:func:`weft_hw.training.loss_gradient` of logits (1, 1, classes) and target codes, quantized.
+
+    Its quantizer is neither delayed, nor clipped, nor stochastic.
+    """
 
     logits: Image
     target: Image
     result: Image
+    quantizer: Quantizer
 
 
 Operation = (

@@ -17,6 +17,7 @@ from weft_hw.instructions import (
 from weft_hw.training import ONE
 
 __all__ = [
+    "ABOVE_CODES",
     "EVEN",
     "box_counts",
     "element_index",

@@ -119,7 +119,7 @@ class _Lowering:
             case Mask():
                 elementwise.mask(builder, operation)
             case LossGradient():
-                lower_loss(builder, scalars, operation, self.plan.loss)
+                lower_loss(builder, scalars, operation, self.plan.loss, spill)
 
     def _bias_gradient(self, operation: BiasGradient) -> None:
         """Update a bias; the sums are left for a neighbour that has the same gradient."""

@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields, is_dataclass
 from weft.compiler.kernels import ceil_div
 from weft.errors import InputError, UnsupportedModel
 from weft.train.machine.homes import ImageHome, WeightHome, require_square
-from weft.train.machine.loss import LossHomes, identity_bytes, target_size, turned_bytes
+from weft.train.machine.loss import (
+    LossHomes,
+    identity_bytes,
+    loss_sums_bytes,
+    target_size,
+    turned_bytes,
+)
 from weft.train.machine.quantization import SUM_BYTES, Spill
 from weft.train.machine.scalars import CELL_BYTES
 from weft.train.machine.tables import TABLES_BYTES
@@ -18,6 +24,7 @@ from weft.train.step import (
     Convolution,
     DataGradient,
     Image,
+    LossGradient,
     Mask,
     MomentumUpdate,
     Operation,
@@ -311,6 +318,8 @@ class _Planner:
                     | Add(quantizer=quantizer, result=result)
                 ) if not quantizer.delayed:
                     size = max(size, images[result.name].size * SUM_BYTES)
+                case LossGradient(logits=logits):
+                    size = max(size, loss_sums_bytes(images[logits.name]))
         if isinstance(self.step.update, BitUpdate) and not self.step.update.delayed:
             rows = max(home.rows for home in weights.values())
             size = max(size, rows * self.side * SUM_BYTES)

@@ -30,7 +30,15 @@ from weft_hw.instructions import (
 )
 from weft_hw.training import CODE_BITS, CODE_LIMIT, ONE
 
-__all__ = ["Biases", "Result", "Spill", "behind", "quantize_image"]
+__all__ = [
+    "SUM_BYTES",
+    "Biases",
+    "ImageQuantizer",
+    "Result",
+    "Spill",
+    "behind",
+    "quantize_image",
+]
 
 SUM_BYTES = 4
 

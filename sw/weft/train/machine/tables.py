@@ -4,17 +4,17 @@ from weft.compiler.stream import Space, reads
 from weft_hw.instruction_values import LOOKUP_ENTRIES, LOOKUP_TABLES
 
 __all__ = [
-    "EXPONENTIAL",
+    "UPPER_EXPONENTIAL",
     "LOGARITHM",
-    "NEGATED_EXPONENTIAL",
+    "LOWER_EXPONENTIAL",
     "RECTIFIER",
     "TABLES_ACCESS",
     "TABLES_BYTES",
     "table_bytes",
 ]
 
-RECTIFIER, EXPONENTIAL, NEGATED_EXPONENTIAL, LOGARITHM = range(1, LOOKUP_TABLES + 1)
-"""Values of VECTOR's field ``lookup``."""
+RECTIFIER, UPPER_EXPONENTIAL, LOWER_EXPONENTIAL, LOGARITHM = range(1, LOOKUP_TABLES + 1)
+"""Values of VECTOR's field ``lookup``. Exponentials are negated."""
 
 TABLES_BYTES = LOOKUP_TABLES * LOOKUP_ENTRIES
 TABLES_ACCESS = reads(Space.LOOKUP, (0, TABLES_BYTES))
@@ -24,12 +24,10 @@ def table_bytes(classes: int) -> bytes:
     """All four tables as they lie in memory: entries of 0..127, then of -128..-1."""
     import numpy as np
 
-    from weft_hw.training import exponential_table, logarithm_table, negated_exponential_table
+    from weft_hw.training import exponential_tables, logarithm_table
 
-    tables = [
-        np.maximum(np.arange(-128, 128), 0),
-        exponential_table(),
-        negated_exponential_table(),
-        logarithm_table(classes),
-    ]
+    upper, lower = exponential_tables()
+    codes = np.arange(-128, 128)
+    # A sum of negated exponentials has the code -v, and the index -v + 127.
+    tables = [np.maximum(codes, 0), upper, lower, logarithm_table(classes)[127 - codes]]
     return b"".join(np.roll(table, 128).astype(np.int8).tobytes() for table in tables)
