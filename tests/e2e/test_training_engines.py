@@ -9,8 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-
-from sw.test_train_exactness import (  # noqa: E402
+from training_family import (  # noqa: E402
     Family,
     Sizes,
     first_state,

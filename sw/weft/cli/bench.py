@@ -7,8 +7,8 @@ from rich.table import Table
 
 from weft.cli.bench_methods import train
 from weft.cli.bench_training import train_step
-from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
-from weft.cli.output import Output, Stage
+from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption, engine_options
+from weft.cli.output import Output
 from weft_hw import load_config
 
 __all__ = ["application"]
@@ -90,7 +90,7 @@ def gemm(
     kinds = kinds_of(chosen, product, weight_bits)
     with output.stages() as stage:
         stage(f"{shape[0]} x {shape[1]} x {shape[2]} on {engine}", None)
-        options = _engine_options(engine, latency, stage)
+        options = engine_options(engine, latency, stage)
         results = bench_gemm(
             chosen,
             shape,
@@ -145,7 +145,7 @@ def convolution(
     kinds = kinds_of(chosen, product, weight_bits)
     with output.stages() as stage:
         stage(f"{kernel} x {kernel} convolution on {engine}", None)
-        options = _engine_options(engine, latency, stage)
+        options = engine_options(engine, latency, stage)
         results = []
         if ProductKind.Y in kinds:
             results += bench_convolution(
@@ -200,7 +200,7 @@ def depthwise(
 
     with output.stages() as stage:
         stage(f"depthwise {shape[0]} x {shape[1]} x {shape[2]} on {engine}", None)
-        options = _engine_options(engine, latency, stage)
+        options = engine_options(engine, latency, stage)
         results = bench_depthwise(
             chosen, shape, engine=engine, stride=stride, filters=pointwise, **options
         )
@@ -218,10 +218,6 @@ def depthwise(
             "results": results,
         }
     )
-
-
-def _engine_options(engine: str, latency: int, stage: Stage) -> dict[str, Any]:
-    return {"latency": latency, "progress": stage} if engine == "rtl" else {}
 
 
 def _show(output: Output, results: list[dict[str, Any]]) -> None:

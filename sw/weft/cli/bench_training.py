@@ -8,8 +8,8 @@ import typer
 from rich.table import Table
 
 from weft.cli.files import check_writable, write_text
-from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption
-from weft.cli.output import Output, Stage
+from weft.cli.options import ConfigOption, EngineOption, JsonOption, LatencyOption, engine_options
+from weft.cli.output import Output
 from weft.errors import InputError
 from weft_hw import load_config
 
@@ -76,7 +76,7 @@ def train_step(
     }
     with output.stages() as stage:
         stage(f"{workload.value}, batch {batch}, on {engine}", None)
-        options = _engine_options(engine, latency, stage)
+        options = engine_options(engine, latency, stage)
         if workload is Workload.CONVOLUTION:
             from weft.benchmarks.train_step import bench_passes
 
@@ -109,10 +109,6 @@ def train_step(
             write_text(report, step_page(head | result))
             output.say(f"wrote {report}")
     output.result(head | result)
-
-
-def _engine_options(engine: str, latency: int, stage: Stage) -> dict[str, Any]:
-    return {"latency": latency, "progress": stage} if engine == "rtl" else {}
 
 
 def _share(utilization: float | None) -> str:

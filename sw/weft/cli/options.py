@@ -1,9 +1,11 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from weft.cli.output import Stage
 
 __all__ = [
     "ConfigOption",
@@ -12,6 +14,7 @@ __all__ = [
     "LatencyOption",
     "ModelArgument",
     "StrictOption",
+    "engine_options",
 ]
 
 ModelArgument = Annotated[
@@ -36,3 +39,8 @@ LatencyOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse a model of which the host computes a part.")
 ]
+
+
+def engine_options(engine: str, latency: int, stage: Stage) -> dict[str, Any]:
+    """What a benchmark passes on to an engine: only ``rtl`` has a memory latency and is built."""
+    return {"latency": latency, "progress": stage} if engine == "rtl" else {}

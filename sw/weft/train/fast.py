@@ -74,25 +74,7 @@ class FastEngine:
         seed: int,
         number: int,
     ) -> tuple[State, NDArray[np.int8]]:
-        """One step.
-
-        Parameters
-        ----------
-        state : State
-            Not changed.
-        images : int8 array (batch, height, width, channels)
-        targets : int8 array (batch, classes)
-            127 at the label, else 0.
-        rates : Rates
-        seed, number : int
-            Of the run and of the step: they choose the random bits.
-
-        Returns
-        -------
-        state : State
-        logits : int8 array (batch, classes)
-            Before the update.
-        """
+        """One step; see :meth:`weft.train.state.StepEngine.run`."""
         with _threads(self.threads):
             run = self._passes(state, images, targets, seed, number)
             run.update(rates)

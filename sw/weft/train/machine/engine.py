@@ -191,25 +191,7 @@ class MachineEngine:
         seed: int,
         number: int,
     ) -> tuple[State, Codes]:
-        """One step.
-
-        Parameters
-        ----------
-        state : State
-            Stays as it is.
-        images : int8 array (batch, height, width, channels)
-        targets : int8 array (batch, classes)
-            127 at the label, else 0.
-        rates : Rates
-        seed, number : int
-            Of the run, and of the step in it: what random bits depend on.
-
-        Returns
-        -------
-        State
-            After the step.
-        logits : int8 array (batch, classes)
-        """
+        """One step; see :meth:`weft.train.state.StepEngine.run`."""
         step = self.step
         self.write_image(step.source.name, images)
         self.device.write_memory(
