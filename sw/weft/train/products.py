@@ -40,8 +40,15 @@ def _parts(costs: Any) -> Iterator[tuple[int, int]]:
 
 def _convolve(source: Any, weights: Any, geometry: Geometry) -> Any:
     """Of images (N, H, W, C) and weights (out, in, y, x): sums (N, H, W, C)."""
+    images = source.permute(0, 3, 1, 2)
+    if images.shape[1] == 1:
+        # Of one channel, strides may stand for either layout, and results of one column were wrong
+        # (PyTorch 2.13 with oneDNN): only copies have the strides of the plain layout.
+        images, weights = (
+            each.clone(memory_format=torch.contiguous_format) for each in (images, weights)
+        )
     result = functional.conv2d(
-        source.permute(0, 3, 1, 2),
+        images,
         weights,
         stride=geometry.stride,
         padding=geometry.padding,
