@@ -15,8 +15,11 @@ from weft_hw.training import CODE_LIMIT
 
 __all__ = ["ParameterSet", "from_torch_layout", "to_torch_layout"]
 
-INITIAL_CODE = 64
+INITIAL_CODE = 32
 """The largest absolute weight at the start is at most this: the rest is room to grow."""
+
+INITIAL_CODE_OF_CODES = 64
+"""The same where codes are all the state, and one of them is the smallest step."""
 
 BIAS_EXPONENT = -4
 """Least exponent of biases and compensations: their range is at least -7.9 to 7.9."""
@@ -41,12 +44,12 @@ def to_torch_layout(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any
     return np.ascontiguousarray(values).reshape(shape)
 
 
-def _exponent(values: NDArray[Any], least: int | None) -> int:
-    """The smallest exponent with which no code is above :data:`INITIAL_CODE`."""
+def _exponent(values: NDArray[Any], highest_code: int, least: int | None) -> int:
+    """The smallest exponent with which no code is above the highest."""
     largest = float(np.abs(values).max(initial=0.0))
     if largest == 0:
         return -7 if least is None else least
-    wanted = math.ceil(math.log2(largest / INITIAL_CODE))
+    wanted = math.ceil(math.log2(largest / highest_code))
     return wanted if least is None else max(wanted, least)
 
 
@@ -84,7 +87,8 @@ class ParameterSet:
         initial = from_torch_layout(given, shape)
         coarse = isinstance(self.update, BitUpdate)
         of_biases = BIAS_EXPONENT_OF_CODES if coarse else BIAS_EXPONENT
-        exponent = _exponent(initial, None if len(shape) == 4 else of_biases)
+        highest = INITIAL_CODE_OF_CODES if coarse else INITIAL_CODE
+        exponent = _exponent(initial, highest, None if len(shape) == 4 else of_biases)
         parameter = Parameter(name, shape, exponent, group, numbers)
         self.parameters[name] = parameter
         self.initial[name] = initial
