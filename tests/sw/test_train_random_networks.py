@@ -1,6 +1,7 @@
 """Random networks: training steps on random machines equal the fast engine, bit for bit."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
 
+import weft  # noqa: E402
 from random_networks import RandomNetwork, draw_network  # noqa: E402
 from weft.train.data import target_codes  # noqa: E402
+from weft.train.export import inference_graph  # noqa: E402
 from weft.train.fast import FastEngine  # noqa: E402
 from weft.train.machine.engine import MachineEngine  # noqa: E402
 from weft.train.module import training_step  # noqa: E402
@@ -124,3 +127,38 @@ def test_gradients_are_those_of_the_module(rng: np.random.Generator, number: int
         length = np.linalg.norm(right) * np.linalg.norm(ours)
         cosine = float(right @ ours) / length if length else float(not right.any())
         assert cosine > LEAST_COSINE, f"{name}: {cosine}"
+
+
+def has_exact_averages(network: RandomNetwork) -> bool:
+    """Whether every average is over a power of two: others may differ by one where codes tie."""
+    windows = [
+        math.prod(layer.kernel_size)
+        for layer in network.children()
+        if isinstance(layer, torch.nn.AvgPool2d)
+    ]
+    return all(size & (size - 1) == 0 for size in windows)
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_exports_what_it_evaluates(rng: np.random.Generator, number: int) -> None:
+    """The inference program of a network after two steps, on a machine of any size."""
+    torch.manual_seed(int(rng.integers(1 << 31)))
+    network = draw_network(rng)
+    while not has_exact_averages(network):
+        network = draw_network(rng)
+    method, config = str(rng.choice(METHODS)), str(rng.choice(["tiny", "edge8", "base16"]))
+    print(network.description, method, config)
+    batch = 4
+    example = torch.zeros(batch, *network.shape)
+    step, parameters = training_step(network, example, method, compensation="channel")
+    images, labels, classes = draw_batch(rng, network, batch)
+    targets, rates = target_codes(labels, classes), Rates.of(batch, 0.3, bits=2)
+    fast, state = FastEngine(step), parameters.state(step)
+    for step_number in range(2):
+        state, _ = fast.run(state, images, targets, rates, 5, step_number)
+    expected, _ = fast.evaluate(state, images)
+    program = weft.compile(inference_graph(step, state), config)
+    with weft.Session(program, "functional") as session:
+        for image, logits in zip(images, expected, strict=True):
+            found = session.run(image.transpose(2, 0, 1))
+            assert np.array_equal(np.asarray(found).reshape(-1), logits)
