@@ -16,6 +16,7 @@ __all__ = [
     "CLIP_SHIFT",
     "CODE_BITS",
     "CODE_LIMIT",
+    "DIGIT_BITS",
     "EXPONENT_BIAS",
     "LARGEST_RESIDUAL_SHIFT",
     "LIMIT_OF_BIAS",
@@ -66,6 +67,9 @@ TABLE_STEPS = 16
 
 TABLE_LIMIT = 255
 """Exponentials are tabulated from ``-TABLE_LIMIT`` steps to 0."""
+
+DIGIT_BITS = 8
+"""Of each of the two digits of a tabulated exponential."""
 
 LOSS_EXPONENT = -15
 """Of the loss gradient before its quantization, and of the tabulated exponentials."""
@@ -164,8 +168,8 @@ def exponential_tables() -> tuple[Int64Array, Int64Array]:
     exponents = np.arange(-TABLE_LIMIT, 1) / TABLE_STEPS
     values = -np.rint(np.ldexp(np.exp2(exponents), -LOSS_EXPONENT)).astype(np.int64)
     values[0] = 0
-    upper: Int64Array = (values + 128) >> 8
-    return upper, values - (upper << 8)
+    upper: Int64Array = (values + (1 << DIGIT_BITS - 1)) >> DIGIT_BITS
+    return upper, values - (upper << DIGIT_BITS)
 
 
 def sum_scale(classes: int) -> tuple[int, int]:
@@ -217,7 +221,7 @@ def loss_gradient(logits: ArrayLike, exponent: int, target: ArrayLike) -> Int64A
     )
     steps = np.clip(scaled, -TABLE_LIMIT, 0)
     upper, lower = exponential_tables()
-    negated = (upper << 8) + lower
+    negated = (upper << DIGIT_BITS) + lower
     total = -negated[steps + TABLE_LIMIT].sum(axis=1, keepdims=True)
     index = requantize(total, *sum_scale(classes), Rounding.HALF_EVEN)
     logarithm = logarithm_table(classes)[np.clip(index, 0, TABLE_LIMIT)]

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from training_family import (  # noqa: E402
+from training_family import (
     Family,
     Sizes,
     first_state,
@@ -17,13 +17,13 @@ from training_family import (  # noqa: E402
     settings_of,
     state_of,
 )
-from training_reference import Reference  # noqa: E402
-from weft.train.data import target_codes  # noqa: E402
-from weft.train.fast import FastEngine  # noqa: E402
-from weft.train.machine.engine import MachineEngine  # noqa: E402
-from weft.train.module import training_step  # noqa: E402
-from weft.train.state import Rates  # noqa: E402
-from weft_hw.config import load_config  # noqa: E402
+from training_reference import Reference
+from weft.train.data import target_codes
+from weft.train.fast import FastEngine
+from weft.train.machine.engine import MachineEngine
+from weft.train.module import training_step
+from weft.train.state import Rates
+from weft_hw.config import load_config
 
 pytestmark = [pytest.mark.torch, pytest.mark.rtl]
 

@@ -7,12 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from torch import nn
+from torch.nn import functional
 
-from weft.frontends.pt2_file import load_pt2, save_pt2  # noqa: E402
-from weft.frontends.pytorch import graph_from_torch  # noqa: E402
-from weft.ir import (  # noqa: E402
+from weft.frontends.pt2_file import load_pt2, save_pt2
+from weft.frontends.pytorch import graph_from_torch
+from weft.ir import (
     Add,
     AveragePool2d,
     Conv2d,
@@ -21,8 +21,8 @@ from weft.ir import (  # noqa: E402
     MaxPool2d,
     Rescale,
 )
-from weft.quantize import quantize  # noqa: E402
-from weft_hw.instructions import Rounding  # noqa: E402
+from weft.quantize import quantize
+from weft_hw.instructions import Rounding
 
 pytestmark = pytest.mark.torch
 

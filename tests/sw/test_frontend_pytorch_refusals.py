@@ -4,13 +4,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from torch import nn
+from torch.nn import functional
 
-from weft.errors import UnsupportedModel  # noqa: E402
-from weft.frontends.pytorch import graph_from_torch  # noqa: E402
-from weft.quantize import WeftQuantizer, quantize  # noqa: E402
-from weft.quantize.pt2e import convert_pt2e, prepare_pt2e  # noqa: E402
+from weft.errors import UnsupportedModel
+from weft.frontends.pytorch import graph_from_torch
+from weft.quantize import WeftQuantizer, quantize
+from weft.quantize.pt2e import convert_pt2e, prepare_pt2e
 
 pytestmark = pytest.mark.torch
 

@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from torch import nn
+from torch.nn import functional
 
-from weft.errors import InputError, UnsupportedModel  # noqa: E402
-from weft.frontends.pt2_file import load_pt2, save_pt2  # noqa: E402
-from weft.quantize import integer_reference, integer_rules, quantize  # noqa: E402
-from weft.quantize.integer_reference import IntegerReference, evaluate_integer  # noqa: E402
+from weft.errors import InputError, UnsupportedModel
+from weft.frontends.pt2_file import load_pt2, save_pt2
+from weft.quantize import integer_reference, integer_rules, quantize
+from weft.quantize.integer_reference import IntegerReference, evaluate_integer
 
 pytestmark = pytest.mark.torch
 

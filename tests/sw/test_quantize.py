@@ -8,13 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
+from torch import nn
+from torch.nn import functional
 
-from weft.errors import InputError  # noqa: E402
-from weft.frontends.pt2_file import load_pt2, save_pt2  # noqa: E402
-from weft.quantize import WeftQuantizer, quantize  # noqa: E402
-from weft.quantize.pt2e import HistogramObserver, convert_pt2e, prepare_pt2e  # noqa: E402
+from weft.errors import InputError
+from weft.frontends.pt2_file import load_pt2, save_pt2
+from weft.quantize import WeftQuantizer, quantize
+from weft.quantize.pt2e import HistogramObserver, convert_pt2e, prepare_pt2e
 
 pytestmark = pytest.mark.torch
 

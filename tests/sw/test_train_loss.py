@@ -10,12 +10,12 @@ from weft_hw.config import load_config
 from weft_hw.training import LOSS_EXPONENT, loss_gradient
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-import weft.train  # noqa: E402
-from weft.train.data import target_codes  # noqa: E402
-from weft.train.machine.engine import MachineEngine  # noqa: E402
-from weft.train.state import Rates  # noqa: E402
+import weft.train
+from weft.train.data import target_codes
+from weft.train.machine.engine import MachineEngine
+from weft.train.state import Rates
 
 pytestmark = pytest.mark.torch
 

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402
+from torch import nn
 
-import weft  # noqa: E402
-from weft.errors import InputError, UnsupportedModel  # noqa: E402
-from weft.train.build import build_step  # noqa: E402
-from weft.train.export import inference_graph  # noqa: E402
-from weft.train.fast import FastEngine  # noqa: E402
-from weft.train.front import network_of  # noqa: E402
-from weft.train.machine.engine import MachineEngine, compile_step  # noqa: E402
-from weft.train.methods import choose_method  # noqa: E402
-from weft.train.state import Rates, State  # noqa: E402
-from weft.train.step import MomentumUpdate, TrainingStep  # noqa: E402
-from weft_hw.config import load_config  # noqa: E402
-from weft_sim.device import BusEventKind  # noqa: E402
+import weft
+from weft.errors import InputError, UnsupportedModel
+from weft.train.build import build_step
+from weft.train.export import inference_graph
+from weft.train.fast import FastEngine
+from weft.train.front import network_of
+from weft.train.machine.engine import MachineEngine, compile_step
+from weft.train.methods import choose_method
+from weft.train.state import Rates, State
+from weft.train.step import MomentumUpdate, TrainingStep
+from weft_hw.config import load_config
+from weft_sim.device import BusEventKind
 
 pytestmark = pytest.mark.torch
 

@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch")
-from torch.nn import functional  # noqa: E402
+from torch.nn import functional
 
-from weft.train.products import data_gradient, forward_sums, weight_gradient  # noqa: E402
-from weft.train.step import Geometry  # noqa: E402
+from weft.train.products import data_gradient, forward_sums, weight_gradient
+from weft.train.step import Geometry
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 

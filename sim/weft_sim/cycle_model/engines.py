@@ -1,5 +1,6 @@
 """The four engines: what each lets in, how long it takes, when it retires."""
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "Engine"]
 
 
-class Engine:
+class Engine(ABC):
     """An engine takes instructions from its queue while ``ready``, and retires them in order."""
 
     queue: "InstructionQueue"
@@ -36,8 +37,9 @@ class Engine:
         self.ready = True
         self._last_retirement = 0.0
 
+    @abstractmethod
     def take(self, instruction: Instruction) -> None:
-        raise NotImplementedError
+        """Begin an instruction; calls :meth:`free` and :meth:`retire_at` for it."""
 
     def free(self) -> None:
         """The next instruction may come."""

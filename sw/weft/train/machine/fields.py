@@ -19,6 +19,7 @@ from weft_hw.training import ONE
 __all__ = [
     "ABOVE_CODES",
     "EVEN",
+    "added",
     "box_counts",
     "element_index",
     "from_slab",

@@ -5,6 +5,7 @@ left, turns them so that each lane holds a sample. The gradients of all samples 
 int32; their largest gives the exponent of the codes, which go back in the same way.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ import numpy as np
 from weft.compiler.kernels import ceil_div
 from weft.compiler.stream import Space, reads, writes
 from weft.train.machine.builder import Box, Builder, Slab
-from weft.train.machine.fields import ABOVE_CODES, EVEN, scalar_scale
+from weft.train.machine.fields import ABOVE_CODES, EVEN, added, scalar_scale
 from weft.train.machine.homes import ImageHome
 from weft.train.machine.quantization import SUM_BYTES, ImageQuantizer, Result, Spill
 from weft.train.machine.scalars import Register, Scalars
 from weft.train.machine.tables import (
     LOGARITHM,
     LOWER_EXPONENTIAL,
+    TABLE_OFFSET,
     TABLES_ACCESS,
     UPPER_EXPONENTIAL,
 )
@@ -37,7 +39,7 @@ from weft_hw.instructions import (
     Tail,
     Vector,
 )
-from weft_hw.training import CODE_LIMIT, LOSS_EXPONENT, TABLE_STEPS, sum_scale
+from weft_hw.training import CODE_LIMIT, DIGIT_BITS, LOSS_EXPONENT, TABLE_STEPS, sum_scale
 
 __all__ = [
     "LossHomes",
@@ -50,6 +52,12 @@ __all__ = [
 ]
 
 
+INDICES = {"clamp_low": -128, "clamp_high": 127}
+TO_INDEX = {"zero_point": TABLE_OFFSET} | INDICES
+"""What is looked up has eight bits."""
+
+
+@dataclass(frozen=True)
 class LossHomes:
     """DRAM of the loss gradient: the identity, targets by class, and a gradient's turned block.
 
@@ -59,8 +67,9 @@ class LossHomes:
         Addresses, of :func:`identity_bytes`, :func:`target_bytes` and :func:`turned_bytes`.
     """
 
-    def __init__(self, identity: int, targets: int, turned: int) -> None:
-        self.identity, self.targets, self.turned = identity, targets, turned
+    identity: int
+    targets: int
+    turned: int
 
 
 def identity_bytes(side: int) -> bytes:
@@ -117,6 +126,11 @@ def lower_loss(
     scalars.write(saturated, Register.CLAMPED)
 
 
+def _add(row: int) -> dict[str, Any]:
+    """Operand B: one accumulator row, added to every vector."""
+    return added(OperandSource.ACCUMULATOR, row, (0, 0, 0, 0, 0, 0))
+
+
 class _Loss:
     def __init__(
         self, builder: Builder, operation: LossGradient, homes: LossHomes, spill: Spill
@@ -165,49 +179,45 @@ class _Loss:
         self._turn(tile, self.logits.pitch, side, rows, tiles)
         largest = rows + tiles * side
         total, logarithm = largest, largest + 1
-        self._negated_largest(rows, largest)
+        self._sum("negate the largest", rows, largest, {"head": Head.MAXIMUM} | self._negated())
         self._each_class("subtract the largest", rows, rows, _add(largest))
         self._each_class(
             "to binary logarithms",
             rows,
             rows,
-            scalar_scale(Register.MULTIPLIER, Register.EXPONENT)
-            | {"zero_point": 127, "clamp_low": -128, "clamp_high": 127},
+            scalar_scale(Register.MULTIPLIER, Register.EXPONENT) | TO_INDEX,
         )
-        # Rows hold u + 127 from here, which is the index of a table.
+        # Rows hold the index of u from here.
         self._each_class("upper exponentials", rows, powers, {"lookup": UPPER_EXPONENTIAL})
-        self._sum("sum of upper ones", powers, total, {"pre_shift": 8})
+        self._sum("sum of upper ones", powers, total, {"pre_shift": DIGIT_BITS})
         self._each_class("lower exponentials", rows, powers, {"lookup": LOWER_EXPONENTIAL})
         self._sum("sum of exponentials", powers, total, _add(total))
         multiplier, exponent = sum_scale(classes)
-        self._row(
+        self._vector(
             "logarithm of their sum",
-            total,
-            logarithm,
+            (total, 1),
+            (logarithm, 1),
             {
                 "scale_source": ScaleSource.INSTRUCTION,
                 "multiplier": multiplier,
                 "exponent": exponent,
                 "rounding": EVEN,
-                "zero_point": 127,
-                "clamp_low": -128,
-                "clamp_high": 127,
                 "lookup": LOGARITHM,
-            },
+            }
+            | TO_INDEX,
         )
         self._each_class(
             "logarithms of probabilities",
             rows,
             rows,
-            _add(logarithm) | {"clamp_low": -128, "clamp_high": 127},
+            _add(logarithm) | INDICES,
         )
         self._each_class("upper probabilities", rows, powers, {"lookup": UPPER_EXPONENTIAL})
         self._each_class("lower probabilities", rows, rows, {"lookup": LOWER_EXPONENTIAL})
-        self._each_class("probabilities", powers, powers, {"pre_shift": 8} | self._add_rows(rows))
+        self._each_class(
+            "probabilities", powers, powers, {"pre_shift": DIGIT_BITS} | self._add_rows(rows)
+        )
         self._to_gradients(block, powers, rows, total)
-
-    def _negated_largest(self, rows: int, largest: int) -> None:
-        self._sum("negate the largest", rows, largest, {"head": Head.MAXIMUM} | self._negated())
 
     def _to_gradients(self, block: int, powers: int, rows: int, total: int) -> None:
         """From negated probabilities; the other rows are free to use."""
@@ -296,9 +306,6 @@ class _Loss:
         }
         self._vector(purpose, (source, self.classes), (target, 1), loops | fields)
 
-    def _row(self, purpose: str, source: int, target: int, fields: dict[str, Any]) -> None:
-        self._vector(purpose, (source, 1), (target, 1), fields)
-
     def _vector(
         self,
         purpose: str,
@@ -353,7 +360,7 @@ class _Loss:
 
     def _add_rows(self, rows: int) -> dict[str, Any]:
         """Operand B: a row a class."""
-        return _add(rows) | {"b_strides": (0, 0, 0, 1, 0, 0)}
+        return added(OperandSource.ACCUMULATOR, rows, (0, 0, 0, 1, 0, 0))
 
     def _turn(self, tile: int, pitch: int, step: int, rows: int, tiles: int) -> None:
         """Rows of sums that are the columns of some array tiles: the identity times each."""
@@ -403,13 +410,3 @@ class _Loss:
             writes(Space.ACTIVATION, slab.span),
         )
         builder.store_slab(result, slab, f"store {result.image.name}")
-
-
-def _add(row: int) -> dict[str, Any]:
-    """Operand B: one accumulator row, added to every vector."""
-    return {
-        "tail": Tail.ADD,
-        "b_source": OperandSource.ACCUMULATOR,
-        "b_address": row,
-        "b_strides": (0, 0, 0, 0, 0, 0),
-    }

@@ -10,11 +10,15 @@ __all__ = [
     "RECTIFIER",
     "TABLES_ACCESS",
     "TABLES_BYTES",
+    "TABLE_OFFSET",
     "table_bytes",
 ]
 
 RECTIFIER, UPPER_EXPONENTIAL, LOWER_EXPONENTIAL, LOGARITHM = range(1, LOOKUP_TABLES + 1)
 """Values of VECTOR's field ``lookup``. Exponentials are negated."""
+
+TABLE_OFFSET = 127
+"""What is looked up in a table of exponentials is u + this, in that of logarithms this - v."""
 
 TABLES_BYTES = LOOKUP_TABLES * LOOKUP_ENTRIES
 TABLES_ACCESS = reads(Space.LOOKUP, (0, TABLES_BYTES))
@@ -28,6 +32,6 @@ def table_bytes(classes: int) -> bytes:
 
     upper, lower = exponential_tables()
     codes = np.arange(-128, 128)
-    # A sum of negated exponentials has the code -v, and the index -v + 127.
-    tables = [np.maximum(codes, 0), upper, lower, logarithm_table(classes)[127 - codes]]
+    logarithms = logarithm_table(classes)[TABLE_OFFSET - codes]
+    tables = [np.maximum(codes, 0), upper, lower, logarithms]
     return b"".join(np.roll(table, 128).astype(np.int8).tobytes() for table in tables)
