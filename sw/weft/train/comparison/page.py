@@ -40,10 +40,13 @@ def comparison_page(results: Sequence[dict[str, Any]]) -> str:
         Of :func:`weft.train.comparison.protocol.compare`. Where one has ``cycles``, a list of
         ``layer``, ``pass`` and ``cycles``, they are shown.
     """
+    names = dict.fromkeys(method["name"] for result in results for method in result["methods"])
+    # A method has one colour in all tasks.
+    colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}
     tasks = [
         {
             **result,
-            "charts": _charts(result["methods"]),
+            "charts": _charts(result["methods"], colours),
             "answers": answers(result["methods"]),
             "cycles": _cycles(result.get("cycles", [])),
         }
@@ -94,14 +97,14 @@ class _Frame:
         )
 
 
-def _charts(methods: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _charts(methods: Sequence[dict[str, Any]], colours: dict[str, str]) -> list[dict[str, Any]]:
     """The whole range, and the upper end where the methods differ."""
     epochs = max(len(run["curve"]) for method in methods for run in method["runs"])
     best = max(run["curve"][-1] for method in methods for run in method["runs"])
     step = 0.05
     high = min(1.0, step * (int(best / step) + 1))
     return [
-        _chart(methods, _Frame(epochs, low, top), title)
+        _chart(methods, colours, _Frame(epochs, low, top), title)
         for low, top, title in (
             (0.0, 1.0, "All accuracies"),
             (high - 2 * step, high, "The upper end, larger"),
@@ -109,16 +112,18 @@ def _charts(methods: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _chart(methods: Sequence[dict[str, Any]], frame: _Frame, title: str) -> dict[str, Any]:
+def _chart(
+    methods: Sequence[dict[str, Any]], colours: dict[str, str], frame: _Frame, title: str
+) -> dict[str, Any]:
     curves = []
-    for number, method in enumerate(methods):
+    for method in methods:
         by_epoch = list(zip(*(run["curve"] for run in method["runs"]), strict=True))
         lowest, highest = ([end(epoch) for epoch in by_epoch] for end in (min, max))
         back = frame.line(lowest).split()[::-1]
         curves.append(
             {
                 "name": method["name"],
-                "colour": COLOURS[number % len(COLOURS)],
+                "colour": colours[method["name"]],
                 "mean": frame.line([mean(epoch) for epoch in by_epoch]),
                 "band": " ".join([frame.line(highest), *back]),
             }
