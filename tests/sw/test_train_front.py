@@ -297,3 +297,10 @@ def test_batches_whose_weight_gradients_overflow() -> None:
         training_step(module, torch.zeros(133_144 // 64 + 1, 1, 8, 8), "int8")
     with pytest.raises(UnsupportedModel, match="30 bits.*smaller batch|smaller batch"):
         training_step(module, torch.zeros(133_144 // 64 + 1, 1, 8, 8), "octo")
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 3, 4), (1, 8, 3, 4, 4)])
+def test_inputs_are_images_or_vectors(shape: tuple[int, ...]) -> None:
+    """Told before the module is run on what it was not made for."""
+    with pytest.raises(UnsupportedModel, match=r"give \(N, C, H, W\) or \(N, features\)"):
+        training_step(SUPPORTED["residual"][0], torch.zeros(shape), "int8")

@@ -67,6 +67,10 @@ def network_of(module: Any, example: Any) -> Network:
     UnsupportedModel
         If it holds what the training step does not have; the message names the layer.
     """
+    if example.ndim not in (2, 4):
+        raise UnsupportedModel(
+            f"inputs of shape {tuple(example.shape)}: give (N, C, H, W) or (N, features)"
+        )
     try:
         exported = torch.export.export(copy.deepcopy(module).train(), (example,))
     except Exception as error:  # whatever torch.export meets in foreign code
@@ -192,9 +196,7 @@ def _input(node: Any) -> _Operand:
     if len(shape) == 4:
         _, channels, height, width = shape
         return _Operand(Value("input", (height, width, channels)), flat=False)
-    if len(shape) == 2:
-        return _Operand(Value("input", (1, 1, shape[1])), flat=True)
-    raise UnsupportedModel(f"inputs of shape {shape}: give (N, C, H, W) or (N, features)")
+    return _Operand(Value("input", (1, 1, shape[1])), flat=True)
 
 
 def _pair(value: Any) -> tuple[int, int]:
