@@ -55,7 +55,9 @@ class AcceleratorConfig:
     parameter_rows : int
         Rows of per-channel bias, multiplier and exponent, ``columns`` channels each.
     vector_lanes : int
-        Lanes of the vector engine.
+        Lanes that scale, combine and clamp in the vector engine: ``columns``, or a power of two
+        below, which then take a vector in as many cycles as it has groups of them. Windows are
+        reduced in ``columns`` lanes anyway. It changes no result.
     depthwise_taps : int
         Products a lane and cycle in depthwise convolution.
     max_outstanding : int
@@ -138,8 +140,8 @@ class AcceleratorConfig:
             self._fail("burst_beats", f"at most {4096 // self.bus_bytes} (a burst spans <= 4 KiB)")
         if not 16 <= self.address_width <= 40:
             self._fail("address_width", "from 16 to 40")
-        if self.vector_lanes != self.columns:
-            self._fail("vector_lanes", f"equal to `columns` ({self.columns})")
+        if not _is_power_of_two(self.vector_lanes) or self.vector_lanes > self.columns:
+            self._fail("vector_lanes", f"a power of two, at most `columns` ({self.columns})")
         if self.depthwise_taps not in (1, 3):
             self._fail("depthwise_taps", "1 or 3")
         if not 8 <= self.semaphores <= 16:
@@ -171,6 +173,16 @@ class AcceleratorConfig:
     def line_bytes(self) -> int:
         """Width of a scratchpad access in bytes: the widest of array row, vector and bus beat."""
         return max(self.rows, self.columns, self.bus_bytes)
+
+    @property
+    def vector_groups(self) -> int:
+        """Groups of ``vector_lanes`` columns in which the vector engine scales a vector."""
+        return self.columns // self.vector_lanes
+
+    @property
+    def group_bits(self) -> int:
+        """Of the number of such a group; one where there is a single group."""
+        return max(1, (self.vector_groups - 1).bit_length())
 
     @property
     def operands_per_element(self) -> int:
@@ -319,7 +331,7 @@ PRESETS: dict[str, AcceleratorConfig] = {
         weight_bytes=32 * KIB,
         weight_banks=2,
         accumulator_rows=512,
-        vector_lanes=8,
+        vector_lanes=4,
         max_outstanding=16,
     ),
     "tiny": AcceleratorConfig(

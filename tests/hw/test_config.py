@@ -32,7 +32,14 @@ TINY = PRESETS["tiny"]
             r"`burst_beats` must be at most 128 \(a burst spans <= 4 KiB\), not 256",
         ),
         ({"address_width": 41}, "`address_width` must be from 16 to 40, not 41"),
-        ({"vector_lanes": 8}, r"`vector_lanes` must be equal to `columns` \(4\), not 8"),
+        (
+            {"vector_lanes": 8},
+            r"`vector_lanes` must be a power of two, at most `columns` \(4\), not 8",
+        ),
+        (
+            {"vector_lanes": 3},
+            r"`vector_lanes` must be a power of two, at most `columns` \(4\), not 3",
+        ),
         ({"depthwise_taps": 2}, "`depthwise_taps` must be 1 or 3, not 2"),
         (
             {"semaphores": 17},

@@ -17,6 +17,7 @@ CONFIGS = {
     "wide bus": dataclasses.replace(TINY, bus_width=128),
     "one row": dataclasses.replace(TINY, parameter_rows=1),
     "edge8": PRESETS["edge8"],
+    "groups": dataclasses.replace(PRESETS["edge8"], vector_lanes=2),
 }
 
 
@@ -52,17 +53,23 @@ def test_rows_read_back_as_written(name: str, seed: int) -> None:
                 )
         await write(ctx, 0, bytes(beat), inhibit=True)
 
-        order = [rng.randrange(config.parameter_rows) for _ in range(20)]
+        order = [
+            (rng.randrange(config.parameter_rows), rng.randrange(config.vector_groups))
+            for _ in range(20)
+        ]
         for cycle in range(len(order) + READ_LATENCY):
             if cycle < len(order):
-                ctx.set(parameters.read.address, order[cycle])
+                ctx.set(parameters.read.address, order[cycle][0])
+                ctx.set(parameters.read.group, order[cycle][1])
             if cycle >= READ_LATENCY:
-                row = parameters.read.data
-                bias, multiplier, exponent = rows[order[cycle - READ_LATENCY]]
-                for c in range(columns):
-                    assert ctx.get(row.bias[c]) == bias[c]
-                    assert ctx.get(row.multiplier[c]) == multiplier[c]
-                    assert ctx.get(row.exponent[c]) == exponent[c]
+                read = parameters.read.data
+                row, group = order[cycle - READ_LATENCY]
+                for lane in range(config.vector_lanes):
+                    channel = group * config.vector_lanes + lane
+                    for field, values in zip(
+                        (read.bias, read.multiplier, read.exponent), rows[row]
+                    ):
+                        assert ctx.get(field[lane]) == values[channel]
             await ctx.tick()
 
     simulator = Simulator(parameters)

@@ -10,7 +10,10 @@ import pytest
 from hw.vector_bench import run_engine
 from hw.vector_programs import (
     EDGES,
+    HALVES,
     NARROW,
+    QUARTERS,
+    SINGLE,
     TINY,
     WIDE,
     copy,
@@ -31,9 +34,11 @@ from weft_hw.instructions import (
     Vector,
 )
 
+CONFIGS = [TINY, WIDE, NARROW, HALVES, QUARTERS, SINGLE]
+
 
 @pytest.mark.parametrize("refusal", [0.0, 0.4])
-@pytest.mark.parametrize("config", [TINY, WIDE, NARROW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_random_programs(config: AcceleratorConfig, refusal: float, seed: int) -> None:
     rng = random.Random(zlib.crc32(f"{seed} {config.name} {refusal}".encode()))
     program = [random_instruction(config, rng) for _ in range(30)]
@@ -49,7 +54,7 @@ def test_random_programs(config: AcceleratorConfig, refusal: float, seed: int) -
 
 
 @pytest.mark.parametrize("refusal", [0.0, 0.4])
-@pytest.mark.parametrize("config", [TINY, WIDE, NARROW], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 def test_random_programs_with_scalars(config: AcceleratorConfig, refusal: float, seed: int) -> None:
     """Captures, SCALAR operations and uses of registers, close behind each other."""
     rng = random.Random(zlib.crc32(f"{seed} {config.name} {refusal} scalars".encode()))

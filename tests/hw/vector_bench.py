@@ -143,9 +143,11 @@ class _Bench:
 
     def drive_parameters(self, ctx) -> None:
         if len(self.rows) == READ_LATENCY:
-            row = self.state.parameters[self.rows.pop(0) % self.config.parameter_rows]
+            address, group = self.rows.pop(0)
+            row = self.state.parameters[address % self.config.parameter_rows]
+            lanes = self.config.vector_lanes
             data = self.dut.parameters.data
-            for lane, (bias, multiplier, exponent) in enumerate(row):
+            for lane, (bias, multiplier, exponent) in enumerate(row[lanes * group :][:lanes]):
                 ctx.set(data.bias[lane], bias)
                 ctx.set(data.multiplier[lane], multiplier)
                 ctx.set(data.exponent[lane], exponent)
@@ -154,7 +156,7 @@ class _Bench:
         """Entries of the addresses that were there in the cycle before."""
         entries = self.entries
         if entries is None and self.refusal:
-            entries = [self.rng.getrandbits(8) for _ in range(self.config.columns)]
+            entries = [self.rng.getrandbits(8) for _ in range(self.config.vector_lanes)]
         for lane, entry in enumerate(entries or ()):
             ctx.set(self.dut.tables.data[lane], entry)
 
@@ -201,7 +203,7 @@ class _Bench:
                 self.sample_read(ctx, name)
             for name in writes:
                 self.sample_write(ctx, name)
-            self.rows.append(ctx.get(dut.parameters.address))
+            self.rows.append((ctx.get(dut.parameters.address), ctx.get(dut.parameters.group)))
             self.sample_lookup(ctx)
             assert not ctx.get(dut.engine.bus_busy)
             outcome.stalls += ctx.get(dut.engine.stall)

@@ -21,7 +21,10 @@ from weft_hw.instructions import (
 
 __all__ = [
     "EDGES",
+    "HALVES",
     "NARROW",
+    "QUARTERS",
+    "SINGLE",
     "TINY",
     "WIDE",
     "copy",
@@ -35,6 +38,10 @@ TINY = PRESETS["tiny"]
 WIDE = dataclasses.replace(
     TINY, name="wide", rows=16, columns=8, vector_lanes=8, parameter_rows=1, depthwise_taps=3
 )
+# Fewer lanes than columns: a vector in two, four and as many groups as columns.
+HALVES = dataclasses.replace(TINY, name="halves", vector_lanes=2)
+QUARTERS = dataclasses.replace(WIDE, name="quarters", vector_lanes=2)
+SINGLE = dataclasses.replace(TINY, name="single", vector_lanes=1, depthwise_taps=3)
 NARROW = dataclasses.replace(TINY, name="narrow", rows=2, columns=2, vector_lanes=2, bus_width=64)
 MULTIPLIER, EXPONENT = 3, 4  # scalar registers that hold nothing else
 NOTED = [n for n in range(16) if not {n, (n + 1) % 16} & {MULTIPLIER, EXPONENT}]

@@ -30,7 +30,7 @@ from weft_sim.device import Device, DeviceFault, open_device
 
 TINY = PRESETS["tiny"]
 WIDE = dataclasses.replace(
-    TINY, name="wide", rows=2, columns=8, vector_lanes=8, bus_width=64, depthwise_taps=3
+    TINY, name="wide", rows=2, columns=8, vector_lanes=2, bus_width=64, depthwise_taps=3
 )
 TALL = dataclasses.replace(
     TINY, name="tall", rows=8, columns=2, vector_lanes=2, weight_modes=(8, 4), element="slices"

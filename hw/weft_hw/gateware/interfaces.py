@@ -5,6 +5,7 @@ high, stays high with an unchanged payload until the transfer; ready may depend 
 never depends on ready.
 """
 
+from amaranth.hdl import Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -30,6 +31,7 @@ __all__ = [
     "ReadPort",
     "WritePort",
     "instruction_layout",
+    "group_of",
     "parameter_row_layout",
 ]
 
@@ -64,21 +66,28 @@ def instruction_layout(kind: type[Instruction]) -> data.StructLayout:
     return data.StructLayout(members)
 
 
-def parameter_row_layout(config: AcceleratorConfig) -> data.StructLayout:
-    """One parameter row, in DRAM byte order: all biases, all multipliers, all exponents."""
+def parameter_row_layout(channels: int) -> data.StructLayout:
+    """Parameters of as many channels, in DRAM byte order: biases, multipliers, exponents."""
     from amaranth import signed, unsigned
 
     return data.StructLayout(
         {
-            "bias": data.ArrayLayout(signed(32), config.columns),
-            "multiplier": data.ArrayLayout(unsigned(32), config.columns),
-            "exponent": data.ArrayLayout(signed(8), config.columns),
+            "bias": data.ArrayLayout(signed(32), channels),
+            "multiplier": data.ArrayLayout(unsigned(32), channels),
+            "exponent": data.ArrayLayout(signed(8), channels),
         }
     )
 
 
+def group_of(config: AcceleratorConfig, lanes: Value, group: Value) -> Value:
+    """The part of what ``columns`` lanes hold, one after the other, for a group of lanes."""
+    if config.vector_groups == 1:
+        return lanes
+    return lanes.word_select(group, len(lanes) // config.vector_groups)
+
+
 class ReadPort(wiring.Signature):
-    """Read of ``width`` bytes at any byte address; seen from the requester.
+    """Read of ``width bytes at any byte address; seen from the requester.
 
     The data come exactly ``READ_LATENCY`` cycles after the cycle of acceptance, flagged by
     ``data_valid``, and must be taken then. Addresses are checked by the requester.
@@ -165,13 +174,16 @@ class AccumulatorWritePort(wiring.Signature):
 
 
 class ParameterReadPort(wiring.Signature):
-    """Read of a whole parameter row; always accepted, data ``READ_LATENCY`` cycles later."""
+    """Read of a row's parameters for one group of ``vector_lanes`` channels; always accepted, data
+    ``READ_LATENCY`` cycles later.
+    """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__(
             {
                 "address": Out(max(1, (config.parameter_rows - 1).bit_length())),
-                "data": In(parameter_row_layout(config)),
+                "group": Out(config.group_bits),
+                "data": In(parameter_row_layout(config.vector_lanes)),
             }
         )
 
@@ -183,8 +195,8 @@ class LookupPort(wiring.Signature):
         super().__init__(
             {
                 "valid": Out(1),
-                "address": Out(LOOKUP_ADDRESS_BITS).array(config.columns),
-                "data": In(8).array(config.columns),
+                "address": Out(LOOKUP_ADDRESS_BITS).array(config.vector_lanes),
+                "data": In(8).array(config.vector_lanes),
             }
         )
 

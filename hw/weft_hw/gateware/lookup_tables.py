@@ -12,7 +12,7 @@ __all__ = ["LookupTables"]
 
 
 class LookupTables(wiring.Component):
-    """All tables in ``columns`` memories of one byte's width, so that each fits one block RAM.
+    """All tables in ``vector_lanes`` memories of one byte's width, so that each fits one block RAM.
 
     Flow control: a write is a whole bus beat at an address aligned to beats. Its bytes are written
     one a cycle; it is accepted with the last of them. Lookups are always accepted.
@@ -53,7 +53,7 @@ class LookupTables(wiring.Component):
         ]
         with m.If(self.write.valid):
             m.d.sync += turn.eq(turn + 1)  # wraps: a beat is a power of two
-        for lane in range(self._config.columns):
+        for lane in range(self._config.vector_lanes):
             cells: memory.Memory = memory.Memory(
                 shape=unsigned(8), depth=1 << LOOKUP_ADDRESS_BITS, init=[], attrs=NO_COLLISION
             )

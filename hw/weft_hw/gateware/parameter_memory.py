@@ -1,18 +1,25 @@
 """Memory of per-channel parameters: rows of biases, multipliers and exponents."""
 
 from amaranth.hdl import Cat, Module, Signal, Value, unsigned
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.block_memory import NO_COLLISION
-from weft_hw.gateware.interfaces import READ_LATENCY, ParameterReadPort, WritePort
+from weft_hw.gateware.interfaces import (
+    READ_LATENCY,
+    ParameterReadPort,
+    WritePort,
+    group_of,
+    parameter_row_layout,
+)
 
 __all__ = ["ParameterMemory"]
 
 
 class ParameterMemory(wiring.Component):
-    """Rows of ``columns`` biases, multipliers and exponents; written by beats, read by rows.
+    """Rows of ``columns`` biases, multipliers and exponents; written by beats, read by groups of
+    ``vector_lanes`` channels.
 
     Byte ``row * parameter_row_pitch + i`` is byte i of the row in DRAM order. Bytes from
     ``9 * columns`` to the pitch are dropped.
@@ -21,8 +28,8 @@ class ParameterMemory(wiring.Component):
     to beats: it takes place if bit 0 of its strobes is set. A read of the row that is being written
     in the same cycle gives no particular beat.
 
-    Timing: a row comes ``READ_LATENCY`` cycles after its address (registers of the address, then
-    memory, then a register of the row).
+    Timing: a group comes ``READ_LATENCY`` cycles after its address (registers of the address, then
+    memory, then a register of the group).
 
     Parameters
     ----------
@@ -61,6 +68,11 @@ class ParameterMemory(wiring.Component):
             later = Signal.like(self.read.address, name=f"address_{k + 1}", reset_less=True)
             m.d.sync += later.eq(address)
             address = later
+        group: Value = self.read.group
+        for k in range(READ_LATENCY - 1):
+            next_group = Signal.like(self.read.group, name=f"group_{k + 1}", reset_less=True)
+            m.d.sync += next_group.eq(group)
+            group = next_group
 
         words = []
         for number in range(beats):
@@ -81,7 +93,10 @@ class ParameterMemory(wiring.Component):
                 read.en.eq(1),
             ]
             words.append(read.data)
-        row = Signal(72 * config.columns, reset_less=True)
-        m.d.sync += row.eq(Cat(words))
-        m.d.comb += self.read.data.eq(row)
+        row = data.View(parameter_row_layout(config.columns), Cat(words))
+        chosen = Signal(parameter_row_layout(config.vector_lanes), reset_less=True)
+        for name in chosen.shape().members:
+            numbers = Cat(getattr(row, name))
+            m.d.sync += getattr(chosen, name).eq(group_of(config, numbers, group))
+        m.d.comb += self.read.data.eq(chosen)
         return m

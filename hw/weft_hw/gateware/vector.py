@@ -271,9 +271,11 @@ class VectorEngine(wiring.Component):
             lanes.token.eq(operands.token),
             lanes.controls.eq(controls),
             lanes.parameter_address.eq(operands.parameter_address),
+            lanes.parameter_valid.eq(operands.parameter_valid),
             results.issued.eq(operands.issued),
             results.tag.eq(operands.tag),
             results.i_valid.eq(lanes.o_valid),
+            results.i_group.eq(lanes.o_group),
             results.controls.eq(controls),
             results.stop.eq(self.engine.stop),
         ]

@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
+from weft_hw.gateware.interfaces import group_of
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout
 
 __all__ = ["VectorCapture", "absolute_value"]
@@ -13,8 +14,8 @@ __all__ = ["VectorCapture", "absolute_value"]
 class VectorCapture(wiring.Component):
     """Keeps a running maximum and a running count for the instruction in each slot.
 
-    Timing: a vector counts ``2 + log2(columns)`` cycles after ``i_valid`` (largest value) and 2
-    cycles after ``o_valid`` (clamped results): both before its instruction can retire.
+    Timing: a group of lanes counts ``2 + log2(vector_lanes)`` cycles after ``i_valid`` (largest
+    value) and 2 cycles after ``o_valid`` (clamped results): both before its instruction can retire.
 
     Parameters
     ----------
@@ -25,16 +26,17 @@ class VectorCapture(wiring.Component):
     controls : In(array of controls)
     clear, clear_slot : In(1), In(1)
         An instruction starts in that slot.
-    i_valid, i_slot, i_last_tile, value : In(1), In(1), In(1), In(signed(32)), an array of columns
-        Values before their scaling.
-    o_valid, o_slot, o_last_tile, clamped : In(1), In(1), In(1), In(columns)
+    i_valid, i_slot, i_last_tile, i_group : In(1), In(1), In(1), In(group_bits)
+    value : In(signed(32)), an array of lanes
+        Values of a group before their scaling.
+    o_valid, o_slot, o_last_tile, o_group, clamped : In(1), In(1), In(1), In(group_bits), In(lanes)
         Which lanes' results a bound has changed.
     largest, count : Out(32), Out(32), arrays by slot
         The largest value as :func:`absolute_value` takes it.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        self._columns = config.columns
+        self._config, self._lanes = config, config.vector_lanes
         super().__init__(
             {
                 "controls": In(data.ArrayLayout(controls_layout(config), SLOTS)),
@@ -43,11 +45,13 @@ class VectorCapture(wiring.Component):
                 "i_valid": In(1),
                 "i_slot": In(1),
                 "i_last_tile": In(1),
-                "value": In(signed(32)).array(config.columns),
+                "i_group": In(config.group_bits),
+                "value": In(signed(32)).array(config.vector_lanes),
                 "o_valid": In(1),
                 "o_slot": In(1),
                 "o_last_tile": In(1),
-                "clamped": In(config.columns),
+                "o_group": In(config.group_bits),
+                "clamped": In(config.vector_lanes),
                 "largest": Out(32).array(SLOTS),
                 "count": Out(32).array(SLOTS),
             }
@@ -59,22 +63,25 @@ class VectorCapture(wiring.Component):
         self._elaborate_count(m)
         return m
 
-    def _strobe(self, m: Module, slot: Signal, last_tile: Signal, name: str) -> Signal:
+    def _strobe(
+        self, m: Module, slot: Signal, last_tile: Signal, group: Signal, name: str
+    ) -> Signal:
         """The lanes that are written."""
         last = control(m, self.controls, slot, "last_strobe", f"_{name}")
-        strobe = Signal(self._columns, name=f"strobe_{name}")
-        m.d.comb += strobe.eq(Mux(last_tile, last, (1 << self._columns) - 1))
+        strobe = Signal(self._lanes, name=f"strobe_{name}")
+        of_group = group_of(self._config, last, group)
+        m.d.comb += strobe.eq(Mux(last_tile, of_group, (1 << self._lanes) - 1))
         return strobe
 
     def _elaborate_largest(self, m: Module) -> None:
-        strobe = self._strobe(m, self.i_slot, self.i_last_tile, "largest")
+        strobe = self._strobe(m, self.i_slot, self.i_last_tile, self.i_group, "largest")
         takes = Signal()
         m.d.comb += takes.eq(
             self.i_valid & control(m, self.controls, self.i_slot, "capture_largest")
         )
         valid, slot = Signal(name="valid_0"), Signal(name="slot_0", reset_less=True)
         m.d.sync += [valid.eq(takes), slot.eq(self.i_slot)]
-        level = [Signal(32, name=f"magnitude_{c}", reset_less=True) for c in range(self._columns)]
+        level = [Signal(32, name=f"magnitude_{c}", reset_less=True) for c in range(self._lanes)]
         with m.If(takes):
             for magnitude, value, counts in zip(level, self.value, strobe):
                 sign = value[-1]
@@ -103,17 +110,17 @@ class VectorCapture(wiring.Component):
                 m.d.sync += running.eq(largest)
 
     def _elaborate_count(self, m: Module) -> None:
-        strobe = self._strobe(m, self.o_slot, self.o_last_tile, "clamped")
+        strobe = self._strobe(m, self.o_slot, self.o_last_tile, self.o_group, "clamped")
         takes = Signal()
         m.d.comb += takes.eq(
             self.o_valid & control(m, self.controls, self.o_slot, "capture_clamped")
         )
-        flags = Signal(self._columns, reset_less=True)
+        flags = Signal(self._lanes, reset_less=True)
         valid, slot = Signal(name="counts"), Signal(name="count_slot", reset_less=True)
         m.d.sync += [valid.eq(takes), slot.eq(self.o_slot)]
         with m.If(takes):
             m.d.sync += flags.eq(self.clamped & strobe)
-        added = Signal(range(self._columns + 1))
+        added = Signal(range(self._lanes + 1))
         m.d.comb += added.eq(sum(Cat(flag) for flag in flags))
         for i, running in enumerate(self.count):
             with m.If(self.clear & (self.clear_slot == i)):

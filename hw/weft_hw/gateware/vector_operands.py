@@ -35,7 +35,8 @@ class VectorOperands(wiring.Component):
 
     A parameter row takes READ_LATENCY too, so that it comes with the head of its window.
 
-    One step a cycle while every request is accepted at once.
+    One step a cycle while every request is accepted at once; but the last one of a window leaves
+    at least ``vector_groups`` cycles after that of the window before, as the lanes take the heads.
 
     Parameters
     ----------
@@ -53,7 +54,8 @@ class VectorOperands(wiring.Component):
     token : Out(token)
     a, b : Out(signed(32)), arrays of columns
         Zero points subtracted; an A that does not exist is the identity of the window's reduction.
-    parameter_address : Out
+    parameter_address, parameter_valid : Out, Out(1)
+        The second tells that the row is that of a vector.
     stalled : Out(1)
         A request is not accepted.
     activation_a, activation_b, weight_b, accumulator_a, accumulator_b : Out(read ports)
@@ -75,6 +77,7 @@ class VectorOperands(wiring.Component):
                 "a": Out(signed(32)).array(config.columns),
                 "b": Out(signed(32)).array(config.columns),
                 "parameter_address": Out(max(1, (config.parameter_rows - 1).bit_length())),
+                "parameter_valid": Out(1),
                 "stalled": Out(1),
                 "activation_a": Out(activation),
                 "activation_b": Out(activation),
@@ -89,7 +92,9 @@ class VectorOperands(wiring.Component):
         step = self.step
         self._coming_slot = Signal()  # of the token of the following cycle
         asks, asked = Signal(), Signal()
-        m.d.comb += asks.eq(self.valid & ~step.bad & (self.room | asked))
+        m.d.comb += asks.eq(
+            self.valid & ~step.bad & (self.room | asked) & ~(self._elaborate_pace(m) & step.last)
+        )
         m.d.sync += asked.eq(asks & ~self.leaves)
         a_done, a_taken, a_satisfied = self._elaborate_request(
             m, "a", asks, (self.activation_a, step.a_narrow), (self.accumulator_a, step.a_wide)
@@ -115,6 +120,19 @@ class VectorOperands(wiring.Component):
             for output in self.a:
                 m.d.comb += output.eq(identity)
         return m
+
+    def _elaborate_pace(self, m: Module) -> Signal:
+        """High while the lanes could not take the head of one more window in time."""
+        occupied = Signal()
+        groups = self._config.vector_groups
+        if groups > 1:
+            left = Signal(range(groups))  # cycles, this one included
+            closes = self.leaves & self.step.last
+            m.d.sync += [
+                left.eq(Mux(closes, groups - 1, left - occupied)),
+                occupied.eq(closes | (left > 1)),
+            ]
+        return occupied
 
     def _setting(self, m: Module, name: str) -> Signal:
         """A field of the token's instruction, from a register of its own."""
@@ -172,10 +190,14 @@ class VectorOperands(wiring.Component):
             Signal(self.parameter_address.shape(), name=f"parameter_{i}", reset_less=True)
             for i in range(window_latency(self._config))
         ]
+        needed = [
+            Signal(name=f"parameter_valid_{i}") for i in range(1, window_latency(self._config))
+        ]
         m.d.sync += rows[0].eq(step.parameter)
-        for earlier, later in zip(rows, rows[1:]):
-            m.d.sync += later.eq(earlier)
-        m.d.comb += self.parameter_address.eq(rows[-1])
+        for chain in (rows, [self.issued, *needed]):
+            for earlier, later in zip(chain, chain[1:]):
+                m.d.sync += later.eq(earlier)
+        m.d.comb += [self.parameter_address.eq(rows[-1]), self.parameter_valid.eq(needed[-1])]
 
     def _elaborate_operand(self, m: Module, name: str, taken: Signal) -> None:
         """Hold an operand that comes early; select, and subtract the zero point."""

@@ -40,8 +40,8 @@ class VectorResults(wiring.Component):
         Occupy a place; at most once after ``room`` was high for the last time.
     room, empty : Out(1), Out(1)
         Two places are free; all are.
-    i_valid, value : In(1), In(signed(32)), an array of columns
-        Results in the order of their tags.
+    i_valid, i_group, value : In(1), In(group_bits), In(signed(32)), an array of lanes
+        Results in the order of their tags, each by groups of lanes from the lowest on.
     controls : In(array of controls)
     stop : In(1)
     retire : Out(1)
@@ -60,7 +60,8 @@ class VectorResults(wiring.Component):
                 "room": Out(1),
                 "empty": Out(1),
                 "i_valid": In(1),
-                "value": In(signed(32)).array(config.columns),
+                "i_group": In(config.group_bits),
+                "value": In(signed(32)).array(config.vector_lanes),
                 "controls": In(data.ArrayLayout(controls_layout(config), SLOTS)),
                 "stop": In(1),
                 "retire": Out(1),
@@ -72,7 +73,7 @@ class VectorResults(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        columns = self._config.columns
+        columns, groups = self._config.columns, self._config.vector_groups
         tags: Memory = Memory(shape=tag_layout(self._config), depth=RESULT_ENTRIES, init=[])
         # In block RAM, whose output is the output register. No place is read while it is written.
         values: Memory = Memory(
@@ -83,7 +84,8 @@ class VectorResults(wiring.Component):
         )
         m.submodules.tags, m.submodules.values = tags, values
         tag_write, tag_read = tags.write_port(), tags.read_port(domain="comb")
-        value_write, value_read = values.write_port(), values.read_port()
+        value_write = values.write_port(granularity=32 * self._config.vector_lanes)
+        value_read = values.read_port()
 
         tagged, filled, drained = (
             Signal(range(RESULT_ENTRIES), name=name) for name in ("tagged", "filled", "drained")
@@ -91,14 +93,18 @@ class VectorResults(wiring.Component):
         occupied = Signal(range(RESULT_ENTRIES + 1))
         waiting = Signal(range(RESULT_ENTRIES + 1))
         accepted, loads = Signal(), Signal()
+        whole = Signal()  # a result's last group comes
         value = Signal(32 * columns)
         m.d.comb += [
             tag_write.addr.eq(tagged),
             tag_write.data.eq(self.tag),
             tag_write.en.eq(self.issued),
             value_write.addr.eq(filled),
-            value_write.data.eq(Cat(*self.value)),
-            value_write.en.eq(self.i_valid),
+            value_write.data.eq(Cat(*self.value).replicate(groups)),
+            value_write.en.eq(
+                Cat(self.i_valid & (self.i_group == group) for group in range(groups))
+            ),
+            whole.eq(self.i_valid & (self.i_group == groups - 1)),
             tag_read.addr.eq(drained),
             value_read.addr.eq(drained),
             value_read.en.eq(loads),
@@ -111,9 +117,9 @@ class VectorResults(wiring.Component):
             occupied.eq(following),
             # Whether a place comes free in this cycle is not asked: that is known late.
             self.room.eq(occupied + self.issued < RESULT_ENTRIES - 1),
-            waiting.eq(waiting + self.i_valid - loads),
+            waiting.eq(waiting + whole - loads),
         ]
-        for pointer, step in ((tagged, self.issued), (filled, self.i_valid), (drained, loads)):
+        for pointer, step in ((tagged, self.issued), (filled, whole), (drained, loads)):
             with m.If(step):
                 m.d.sync += pointer.eq(pointer + 1)
 

@@ -6,13 +6,16 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.interfaces import LookupPort
+from weft_hw.gateware.interfaces import LookupPort, group_of
 from weft_hw.gateware.vector_layouts import SLOTS, control, controls_layout, early_control
 
-__all__ = ["TAIL_LATENCY", "WAITING_B", "VectorTail"]
+__all__ = ["CLAMP_LATENCY", "TAIL_LATENCY", "WAITING_B", "VectorTail"]
 
 TAIL_LATENCY = 6
 """Cycles from a scaled vector to its result."""
+
+CLAMP_LATENCY = 4
+"""Cycles from a scaled vector to its comparison with the bounds."""
 
 WAITING_B = 16
 """Places for operands B between their arrival and the tail."""
@@ -25,7 +28,7 @@ class VectorTail(wiring.Component):
 
         result = lookup(clamp(tail(scaled, B) + zero_point, clamp_low, clamp_high))
 
-    modulo 2^32, one vector a cycle, ``TAIL_LATENCY`` cycles after it came, without back-pressure::
+    modulo 2^32, one group a cycle, ``TAIL_LATENCY`` cycles after it came, without back-pressure::
 
         1 sum, products, comparisons | 2 choice | 3 zero point | 4 comparisons | 5 clamp | 6 lookup
 
@@ -41,14 +44,15 @@ class VectorTail(wiring.Component):
     -------
     controls : In(array of controls)
     b_valid, b : In(1), In(signed(32)), an array of columns
-        An operand arrives; only for vectors whose tail uses it.
-    i_soon, i_soon_slot : In(1), In(1)
-        ``i_valid`` and ``i_slot`` of the following cycle.
-    i_valid, i_slot, i_last_tile, scaled : In(1), In(1), In(1), In(signed(32)), an array of columns
-    o_clamp, o_clamp_slot, o_clamp_last_tile, clamped : Out(1), Out(1), Out(1), Out(columns)
-        A vector has been clamped: in which lanes this changed it.
+        An operand of all groups arrives; only for vectors whose tail uses it.
+    i_soon, i_soon_slot, i_soon_group : In(1), In(1), In(group_bits)
+        ``i_valid``, ``i_slot`` and the number of the group, of the following cycle.
+    i_valid, i_slot, scaled : In(1), In(1), In(signed(32)), an array of lanes
+    o_clamp, o_clamp_slot, clamped : Out(1), Out(1), Out(lanes)
+        A group has been clamped: in which lanes this changed it; ``CLAMP_LATENCY`` cycles after it
+        came.
     tables : Out(LookupPort)
-    o_valid, result : Out(1), Out(signed(32)), an array of columns
+    o_valid, result : Out(1), Out(signed(32)), an array of lanes
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -60,26 +64,25 @@ class VectorTail(wiring.Component):
                 "b": In(signed(32)).array(config.columns),
                 "i_soon": In(1),
                 "i_soon_slot": In(1),
+                "i_soon_group": In(config.group_bits),
                 "i_valid": In(1),
                 "i_slot": In(1),
-                "i_last_tile": In(1),
-                "scaled": In(signed(32)).array(config.columns),
+                "scaled": In(signed(32)).array(config.vector_lanes),
                 "o_clamp": Out(1),
                 "o_clamp_slot": Out(1),
-                "o_clamp_last_tile": Out(1),
-                "clamped": Out(config.columns),
+                "clamped": Out(config.vector_lanes),
                 "tables": Out(LookupPort(config)),
                 "o_valid": Out(1),
-                "result": Out(signed(32)).array(config.columns),
+                "result": Out(signed(32)).array(config.vector_lanes),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         # Element k belongs to stage k: the input is 0.
-        valid, slot, last_tile = [self.i_valid], [self.i_slot], [self.i_last_tile]
+        valid, slot = [self.i_valid], [self.i_slot]
         for k in range(1, TAIL_LATENCY + 1):
-            for chain, name in ((valid, "valid"), (slot, "slot"), (last_tile, "last_tile")):
+            for chain, name in ((valid, "valid"), (slot, "slot")):
                 later = Signal(name=f"{name}_{k}", reset_less=chain is not valid)
                 m.d.sync += later.eq(chain[-1])
                 chain.append(later)
@@ -102,9 +105,8 @@ class VectorTail(wiring.Component):
         lookup_6 = setting("lookup", 6)
         operands = self._elaborate_waiting(m)
         m.d.comb += [
-            self.o_clamp.eq(valid[4]),
-            self.o_clamp_slot.eq(slot[4]),
-            self.o_clamp_last_tile.eq(last_tile[4]),
+            self.o_clamp.eq(valid[CLAMP_LATENCY]),
+            self.o_clamp_slot.eq(slot[CLAMP_LATENCY]),
             self.tables.valid.eq(valid[5] & lookup_5),
             self.o_valid.eq(valid[6]),
         ]
@@ -164,10 +166,8 @@ class VectorTail(wiring.Component):
 
     def _elaborate_waiting(self, m: Module) -> list[Signal]:
         """Queue of operands B; returns registers that hold the one of the vector in stage 0."""
-        columns = self._config.columns
-        memory: Memory = Memory(
-            shape=data.ArrayLayout(signed(32), columns), depth=WAITING_B, init=[]
-        )
+        config = self._config
+        memory: Memory = Memory(shape=32 * config.columns, depth=WAITING_B, init=[])
         m.submodules.waiting_b = memory
         write, read = memory.write_port(), memory.read_port(domain="comb")
         leaves = control(m, self.controls, self.i_soon_slot, "b_used")
@@ -178,10 +178,14 @@ class VectorTail(wiring.Component):
             write.en.eq(self.b_valid),
             read.addr.eq(drained),
         ]
-        operands = [Signal(signed(32), name=f"b_0_{c}", reset_less=True) for c in range(columns)]
+        operands = [
+            Signal(signed(32), name=f"b_0_{lane}", reset_less=True)
+            for lane in range(config.vector_lanes)
+        ]
         with m.If(self.b_valid):
             m.d.sync += filled.eq(filled + 1)
         with m.If(self.i_soon & leaves):
-            m.d.sync += drained.eq(drained + 1)
-            m.d.sync += [operand.eq(read.data[lane]) for lane, operand in enumerate(operands)]
+            with m.If(self.i_soon_group == config.vector_groups - 1):
+                m.d.sync += drained.eq(drained + 1)
+            m.d.sync += Cat(*operands).eq(group_of(config, read.data, self.i_soon_group))
         return operands

@@ -98,7 +98,7 @@ class Latencies:
             matrix_read=row,
             matrix_write=max(0, row - 20),
             vector_start=4,
-            vector_end=29,
+            vector_end=29 + (config.vector_groups if config.vector_groups > 1 else 0),
             store_start=4,
             store_end=8,
             scalar=8,

@@ -167,11 +167,17 @@ def vector_work(config: AcceleratorConfig, instruction: Vector) -> Work:
     outer = counts[:LOOPS_VECTOR_OUTER]
     vectors = math.prod(outer)
     window = math.prod(counts[LOOPS_VECTOR_OUTER:])
-    steps = vectors * window
+    taken = window  # steps of a vector
+    reads = vectors * window
     moves = _slides(config, instruction)
+    rows = vectors // counts[LOOPS_VECTOR_OUTER - 1] if moves else 0  # their first window is whole
     if moves:
-        rows = vectors // counts[LOOPS_VECTOR_OUTER - 1]
-        steps = counts[LOOPS_VECTOR_OUTER] * (3 * rows + moves * (vectors - rows))
+        taken = counts[LOOPS_VECTOR_OUTER] * moves
+        reads = counts[LOOPS_VECTOR_OUTER] * (3 * rows + moves * (vectors - rows))
+    # A vector's groups of lanes may take longer than its steps; behind the last one none waits.
+    groups = config.vector_groups
+    steps = rows * max(window, groups) + (vectors - rows) * max(taken, groups)
+    steps -= max(0, groups - (taken if vectors > rows else window))
     accesses: dict[Bank, float] = {}
 
     def count(
@@ -190,12 +196,12 @@ def vector_work(config: AcceleratorConfig, instruction: Vector) -> Work:
         for bank, number in found.items():
             accesses[bank] = accesses.get(bank, 0.0) + total * number / whole
 
-    count(instruction.a_source, "read", instruction.a_address, instruction.a_strides, counts, steps)
+    count(instruction.a_source, "read", instruction.a_address, instruction.a_strides, counts, reads)
     if instruction.tail is not Tail.NONE:
         strides = instruction.b_strides[:LOOPS_VECTOR_OUTER]
         count(instruction.b_source, "read", instruction.b_address, strides, outer, vectors)
     elif instruction.head is Head.DOT:
-        total = steps if not moves else 3 * counts[LOOPS_VECTOR_OUTER] * rows
+        total = reads if not moves else 3 * counts[LOOPS_VECTOR_OUTER] * rows
         strides = instruction.b_strides
         count(instruction.b_source, "read", instruction.b_address, strides, counts, total)
     count(

@@ -196,7 +196,7 @@ def _run(
     entry = measurement(name, config, macs, result)
     if result.cycles:
         shares = (
-            layers.depthwise_macs / (config.vector_lanes * config.depthwise_taps),
+            layers.depthwise_macs / (config.columns * config.depthwise_taps),
             layers.pointwise_macs / (config.rows * config.columns),
         )
         entry["utilization"] = max(shares) / result.cycles

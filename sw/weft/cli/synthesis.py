@@ -31,6 +31,16 @@ def synth(
         float, typer.Option("--frequency", min=1, help="MHz that place and route aim for.")
     ] = 100.0,
     seed: Annotated[int, typer.Option("--seed", help="Of placement.")] = 1,
+    speed_grade: Annotated[
+        int | None,
+        typer.Option("--speed-grade", help="Of the FPGA; without it the slowest."),
+    ] = None,
+    placer: Annotated[
+        str | None, typer.Option("--placer", help="nextpnr's: heap (its default), static, sa.")
+    ] = None,
+    router: Annotated[
+        str | None, typer.Option("--router", help="nextpnr's: router1 (its default), router2.")
+    ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Levels of modules to show.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,6 +56,9 @@ def synth(
             place=not resources_only,
             megahertz=frequency,
             seed=seed,
+            speed_grade=speed_grade,
+            placer=placer,
+            router=router,
             depth=depth,
             progress=lambda step: stage(step, None),
         )

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.errors import InputError
 from weft.synthesis.area import Area, ModuleNames, area_by_module, instance_paths, read_cells
 from weft.synthesis.targets import find_target
 from weft.synthesis.timing import CriticalPath, clock_mhz, critical_path
@@ -15,6 +16,8 @@ from weft_hw.config import AcceleratorConfig
 
 __all__ = ["SynthesisReport", "synthesize", "synthesize_verilog"]
 
+PLACERS = ("heap", "static", "sa")
+ROUTERS = ("router1", "router2")
 DESIGN, NETLIST, REPORT = "design.v", "netlist.json", "report.json"
 
 
@@ -76,6 +79,9 @@ def synthesize_verilog(
     place: bool = True,
     megahertz: float = 100.0,
     seed: int = 1,
+    speed_grade: int | None = None,
+    placer: str | None = None,
+    router: str | None = None,
     depth: int = 3,
     progress: Callable[[str], None] = _silent,
 ) -> SynthesisReport:
@@ -101,6 +107,10 @@ def synthesize_verilog(
         What place and route aim for.
     seed : int
         Of placement.
+    speed_grade : int or None
+        Of the FPGA; None for the slowest.
+    placer, router : str or None
+        nextpnr's algorithms for them; None for those that it takes by itself.
     depth : int
         Levels of the module hierarchy that ``modules`` tells apart.
     progress : callable
@@ -109,12 +119,16 @@ def synthesize_verilog(
     Raises
     ------
     InputError
-        If there is no such target.
+        If there is no such target, speed grade, placer or router.
     MissingExtra, ToolFailed
         If a tool is missing or fails.
     """
     device = find_target(target)
     family = device.family
+    options = [*device.options, "--seed", str(seed), "--freq", f"{megahertz:g}"]
+    slowest = next(iter(family.speed_grades), None)
+    options += _choice("speed", speed_grade or slowest, family.speed_grades)
+    options += _choice("placer", placer, PLACERS) + _choice("router", router, ROUTERS)
     directory.mkdir(parents=True, exist_ok=True)
     yosys = find_tool("yosys", packaged=True)  # results differ much between versions
     nextpnr = find_tool(family.place_and_route) if place and family.place_and_route else None
@@ -147,15 +161,24 @@ def synthesize_verilog(
     if nextpnr is None or refusal is not None:
         return SynthesisReport(used, device.available, modules, refusal=refusal)
     del cells
-    command = [nextpnr, *device.options, "--json", NETLIST, "--report", REPORT]
-    command += ["--freq", f"{megahertz:g}"]
+    command = [nextpnr, *options, "--json", NETLIST, "--report", REPORT]
     # The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure.
-    command += ["--lpf-allow-unconstrained", "--timing-allow-fail", "--seed", str(seed)]
+    command += ["--lpf-allow-unconstrained", "--timing-allow-fail"]
     run_tool(command, directory, "nextpnr.log", lambda step: progress(f"nextpnr: {step}"))
     report = json.loads((directory / REPORT).read_text())
     return SynthesisReport(
         used, device.available, modules, clock_mhz(report), critical_path(report, names)
     )
+
+
+def _choice(option: str, wanted: object, allowed: tuple[object, ...]) -> list[str]:
+    """nextpnr's option for a wish, if there is one."""
+    if wanted is None:
+        return []
+    if wanted not in allowed:
+        choices = ", ".join(map(str, allowed)) or "none for this target"
+        raise InputError(f"`{wanted}` is not a {option} of place and route; there are {choices}")
+    return [f"--{option}", str(wanted)]
 
 
 def _refusal(used: Area, available: Area) -> str | None:

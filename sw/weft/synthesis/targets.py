@@ -28,6 +28,8 @@ class Family:
         What the commands read, by file name.
     improve : callable or None
         Improves the netlist, the flattened design in Yosys's JSON, in place.
+    speed_grades : tuple of int
+        That place and route knows, the one that it assumes first.
     """
 
     synthesis: tuple[str, ...]
@@ -35,6 +37,7 @@ class Family:
     place_and_route: str | None
     files: Mapping[str, str] = field(default_factory=dict)
     improve: Callable[[dict[str, Any]], int] | None = None
+    speed_grades: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ _ECP5 = Family(
     place_and_route="nextpnr-ecp5",
     files=ecp5.FILES,
     improve=absorb_tables,
+    speed_grades=(6, 7, 8),  # 6 is the slowest
 )
 
 # Carry chains take no look-up table beside those that Yosys counts; an inverter joins one.
@@ -83,7 +87,7 @@ _XC7 = Family(
 
 
 def _ecp5(option: str, available: Area) -> Target:
-    return Target(_ECP5, (option, "--package", "CABGA381", "--speed", "6"), available)
+    return Target(_ECP5, (option, "--package", "CABGA381"), available)
 
 
 TARGETS: dict[str, Target] = {
