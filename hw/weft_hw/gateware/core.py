@@ -245,19 +245,20 @@ class Core(wiring.Component):
             getattr(axi, f"{channel}valid") & getattr(axi, f"{channel}ready")
             for channel in ("ar", "r", "aw", "w", "b")
         ]
-        advanced = [port.busy & ~port.stall for port in ports]
         bus_busy = [port.bus_busy for port in ports] + [fetch.bus_busy]
+        moved, busy, stall = (Signal(len(ports), name=name) for name in ("moved", "busy", "stall"))
         m.d.sync += [
             faults.overflow_queue.eq(dispatch.overflow_queue),
-            faults.progress.eq(
-                dispatch.started.any() | dispatch.retired.any() | reduce(or_, advanced)
-            ),
+            moved.eq(dispatch.started | dispatch.retired),
+            busy.eq(Cat(port.busy for port in ports)),
+            stall.eq(Cat(port.stall for port in ports)),
             faults.bus_progress.eq(reduce(or_, transfers)),
             faults.bus_busy.eq(Cat(bus_busy)),
-            faults.busy.eq(Cat(port.busy for port in ports)),
             faults.waiting.eq(dispatch.waiting),
         ]
         m.d.comb += [
+            faults.progress.eq((moved | (busy & ~stall)).any()),
+            faults.busy.eq(busy),
             faults.running.eq(self.running),
             faults.abort.eq(self.abort),
             faults.limit.eq(self.watchdog_limit),

@@ -145,15 +145,13 @@ class FaultControl(wiring.Component):
             ]
 
         settling = Signal(range(SETTLE_CYCLES))
-        m.d.comb += [
-            self.stop.eq(state != State.RUNNING),
-            self.halted.eq(state == State.HALTED),
-        ]
+        m.d.comb += self.halted.eq(state == State.HALTED)
         with m.Switch(state):
             with m.Case(State.RUNNING):
                 m.d.sync += settling.eq(0)
                 with m.If(any_report | self.abort):
-                    m.d.sync += state.eq(State.DRAINING)
+                    # A register of its own: every engine asks for it late in its cycle.
+                    m.d.sync += [state.eq(State.DRAINING), self.stop.eq(1)]
             with m.Case(State.DRAINING):
                 with m.If(self.bus_busy.any()):
                     m.d.sync += settling.eq(0)

@@ -168,17 +168,20 @@ class MatrixEngine(wiring.Component):
         """
         loader, current = self._loader, row.current
         rows = self._config.rows
+        # Counters, and beside each a register that says whether it has run down: the request comes
+        # early in its cycle, as arbitration follows.
         recharge = Signal(range(rows))  # cycles until the next whole tile may start
+        recharged = Signal(init=1)
         patience = Signal(range(self._row_latency + 4))
+        patient = Signal(init=1)
         waiting, allowed, halts = _bits("waiting", "allowed", "halts")
         summing = Signal()  # from the cycle after an output tile's clear to its last row of sums
         remaining = Signal(range(rows + 1))  # rows of sums to be shifted out
         clears, shifts, closes = _bits("clears", "shifts", "closes")
-        ready = ~current.swap | (loader.loaded & ((recharge == 0) | current.streams))
+        ready = ~current.swap | (loader.loaded & (recharged | current.streams))
         begun = ~current.streams | summing
-        pause = self.update.pause & (patience == 0) & ~current.streams
+        pause = self.update.pause & patient & ~current.streams
         m.d.comb += [
-            shifts.eq(remaining != 0),
             clears.eq(row.valid & current.streams & ~summing),
             halts.eq(pause | self._halted),
             allowed.eq(row.valid & ready & begun & ~shifts & (waiting | ~halts)),
@@ -191,14 +194,14 @@ class MatrixEngine(wiring.Component):
         ]
         m.d.sync += waiting.eq(self.left.valid & ~self.left.ready)
         with m.If(loader.swap_issued):
-            m.d.sync += recharge.eq(rows - 1)
-        with m.Elif(recharge != 0):
-            m.d.sync += recharge.eq(recharge - 1)
+            m.d.sync += [recharge.eq(rows - 1), recharged.eq(0)]
+        with m.Elif(~recharged):
+            m.d.sync += [recharge.eq(recharge - 1), recharged.eq(recharge == 1)]
         # Until the gap has reached the accumulator memory, the same wish is not granted twice.
         with m.If(pause & ~waiting):
-            m.d.sync += patience.eq(self._row_latency + 3)
-        with m.Elif(patience != 0):
-            m.d.sync += patience.eq(patience - 1)
+            m.d.sync += [patience.eq(self._row_latency + 3), patient.eq(0)]
+        with m.Elif(~patient):
+            m.d.sync += [patience.eq(patience - 1), patient.eq(patience == 1)]
 
         address = Signal.like(current.accumulator, name="sums_address", reset_less=True)
         stride = Signal.like(current.row_stride, name="sums_stride", reset_less=True)
@@ -209,6 +212,7 @@ class MatrixEngine(wiring.Component):
             m.d.sync += summing.eq(0)
         with m.If(closes):
             m.d.sync += [
+                shifts.eq(1),
                 remaining.eq(rows),
                 address.eq(current.accumulator),
                 stride.eq(current.row_stride),
@@ -216,7 +220,11 @@ class MatrixEngine(wiring.Component):
                 last.eq(current.last),
             ]
         with m.Elif(shifts):
-            m.d.sync += [remaining.eq(remaining - 1), address.eq(address - stride)]
+            m.d.sync += [
+                shifts.eq(remaining != 1),
+                remaining.eq(remaining - 1),
+                address.eq(address - stride),
+            ]
 
         left_waits = self.left.valid & ~self.left.ready
         top_waits = self.top.valid & ~self.top.ready & ~row.issued
