@@ -260,7 +260,9 @@ class VectorEngine(wiring.Component):
         m.d.comb += [
             steps.stop.eq(self.engine.stop),
             steps.leaves.eq(operands.leaves),
-            operands.valid.eq(steps.valid),
+            steps.a_taken.eq(operands.a_taken),
+            steps.b_taken.eq(operands.b_taken),
+            operands.sound.eq(steps.sound),
             operands.step.eq(steps.step),
             self.a_banks.eq(steps.step.a_banks),
             self.b_banks.eq(steps.step.b_banks),

@@ -44,8 +44,10 @@ class VectorOperands(wiring.Component):
 
     Members
     -------
-    valid, step, leaves : In(1), In(step), Out(1)
-        The step to perform; a bad one stays.
+    sound, step, leaves : In(1), In(step), Out(1)
+        There is a step that is not bad; it is performed.
+    a_taken, b_taken : Out(1), Out(1)
+        The operand's read is accepted: from the next cycle on the step asks for it no more.
     room : In(1)
         There are places for two more results.
     issued, tag : Out(1), Out(tag)
@@ -66,9 +68,11 @@ class VectorOperands(wiring.Component):
         activation = ReadPort(config.activation_address_bits, config.line_bytes)
         super().__init__(
             {
-                "valid": In(1),
+                "sound": In(1),
                 "step": In(step_layout(config)),
                 "leaves": Out(1),
+                "a_taken": Out(1),
+                "b_taken": Out(1),
                 "room": In(1),
                 "issued": Out(1),
                 "tag": Out(tag_layout(config)),
@@ -93,7 +97,7 @@ class VectorOperands(wiring.Component):
         self._coming_slot = Signal()  # of the token of the following cycle
         asks, asked = Signal(), Signal()
         m.d.comb += asks.eq(
-            self.valid & ~step.bad & (self.room | asked) & ~(self._elaborate_pace(m) & step.last)
+            self.sound & (self.room | asked) & ~(self._elaborate_pace(m) & step.last)
         )
         m.d.sync += asked.eq(asks & ~self.leaves)
         a_done, a_taken, a_satisfied = self._elaborate_request(
@@ -110,6 +114,8 @@ class VectorOperands(wiring.Component):
         m.d.comb += [
             self.leaves.eq(asks & a_satisfied & b_satisfied),
             self.stalled.eq(asks & ~self.leaves),
+            self.a_taken.eq(a_taken),
+            self.b_taken.eq(b_taken),
         ]
         self._elaborate_token(m, a_done, b_done)
         self._elaborate_operand(m, "a", a_taken)
@@ -151,10 +157,10 @@ class VectorOperands(wiring.Component):
         )
         address = getattr(self.step, f"{name}_address")
         for port, needed in choices:
-            m.d.comb += [port.valid.eq(asks & needed & ~done), port.address.eq(address)]
+            m.d.comb += [port.valid.eq(asks & needed), port.address.eq(address)]
         m.d.comb += [
             taken.eq(reduce(or_, (port.valid & port.ready for port, _ in choices))),
-            satisfied.eq(~reduce(or_, (needed for _, needed in choices)) | done | taken),
+            satisfied.eq(~reduce(or_, (needed for _, needed in choices)) | taken),
         ]
         with m.If(self.leaves):
             m.d.sync += done.eq(0)

@@ -63,7 +63,10 @@ class VectorSteps(wiring.Component):
         The last trip leaves the nest in this cycle.
     stop : In(1)
         Take no further trips.
-    valid, step : Out(1), Out(step)
+    valid, sound, step : Out(1), Out(1), Out(step)
+        There is a step; it is not bad either.
+    a_taken, b_taken : In(1), In(1)
+        That operand's read is accepted: the step needs it no more.
     leaves : In(1)
         The step is done with; only while ``valid``.
     bad_address : Out(signed)
@@ -79,7 +82,10 @@ class VectorSteps(wiring.Component):
                 "finished": Out(1),
                 "stop": In(1),
                 "valid": Out(1),
+                "sound": Out(1),
                 "step": Out(step_layout(config)),
+                "a_taken": In(1),
+                "b_taken": In(1),
                 "leaves": In(1),
                 "bad_address": Out(signed(LOCAL_BITS)),
             }
@@ -307,17 +313,21 @@ class VectorSteps(wiring.Component):
         arriving = Signal(layout)
         waiting = Signal(range(STEP_ENTRIES + 1))
         occupied = Signal(range(STEP_ENTRIES + 1))
+        some = Signal()  # waiting is not 0
         loads, loaded = Signal(), Signal()
+        fills = Signal()  # the output register, whose content matters only with ``valid``
         bad = checked.a_bad | checked.b_bad | checked.result_bad | checked.parameter_bad
         m.d.comb += [
             arriving.eq(checked.step),
             arriving.bad.eq(bad),
             write.data.eq(arriving),
             write.en.eq(arrives),
-            loads.eq((waiting != 0) & (~self.valid | self.leaves)),
+            fills.eq(~self.valid | self.leaves),
+            loads.eq(some & fills),
         ]
         m.d.sync += [
             waiting.eq(waiting + arrives - loads),
+            some.eq(arrives | Mux(fills, waiting > 1, some)),
             loaded.eq(loads),
             room.eq(occupied < STEP_ENTRIES - 1),  # one may be taken meanwhile
             occupied.eq(occupied + take - loaded),
@@ -326,10 +336,18 @@ class VectorSteps(wiring.Component):
             m.d.sync += write.addr.eq(write.addr + 1)
         step = Signal(layout, reset_less=True)
         m.d.comb += self.step.eq(step)
+        for taken, needed in (
+            (self.a_taken, (step.a_narrow, step.a_wide)),
+            (self.b_taken, (step.b_narrow, step.b_wide, step.b_weight)),
+        ):
+            with m.If(taken):
+                m.d.sync += [read_it.eq(0) for read_it in needed]
+        # Whether a read is accepted is known late in a cycle: as little as possible depends on it.
+        with m.If(fills):
+            m.d.sync += [self.valid.eq(some), self.sound.eq(some & ~read.data.bad)]
+            m.d.sync += step.eq(read.data)
         with m.If(loads):
-            m.d.sync += [read.addr.eq(read.addr + 1), self.valid.eq(1), step.eq(read.data)]
-        with m.Elif(self.leaves):
-            m.d.sync += self.valid.eq(0)
+            m.d.sync += read.addr.eq(read.addr + 1)
 
         found = Signal()  # the first bad step; no later one matters
         bad_address = Signal(signed(LOCAL_BITS), reset_less=True)
