@@ -138,7 +138,8 @@ class VectorLanes(wiring.Component):
     def _elaborate_whole(self, m: Module, last_tile: Signal) -> data.View:
         """Heads enter the requantizer as they are ready; returns what travels with them."""
         window, closing = self._window, self._window.closing
-        entry = Signal(self._entry_layout(), name="entry_0")
+        layout = self._entry_layout()
+        entry = data.View(layout, Signal(layout, name="entry_0"))
         m.d.comb += [
             entry.slot.eq(window.slot),
             entry.last_tile.eq(last_tile),
@@ -166,7 +167,8 @@ class VectorLanes(wiring.Component):
         """
         config, window, closing = self._config, self._window, self._window.closing
         groups, lanes = config.vector_groups, config.vector_lanes
-        entry = Signal(self._entry_layout(), name="entry_0")
+        layout = self._entry_layout()
+        entry = data.View(layout, Signal(layout, name="entry_0"))
         shifted = Signal(32 * config.columns, reset_less=True)
         valid = Signal(name="group_valid")
         final = Signal()
