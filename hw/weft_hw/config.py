@@ -325,6 +325,7 @@ PRESETS: dict[str, AcceleratorConfig] = {
         name="edge8",
         rows=8,
         columns=8,
+        element="slices",
         bus_width=64,
         activation_bytes=64 * KIB,
         activation_banks=4,

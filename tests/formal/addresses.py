@@ -191,7 +191,7 @@ def vector_steps(m: Module) -> None:
     inside = add(m, dut)
     nest = inside.unit("nest")
     fields = Signal(dut.fields.shape())
-    free(m, dut.start, dut.slot, dut.stop, dut.leaves)
+    free(m, dut.start, dut.slot, dut.stop, dut.leaves, dut.a_taken, dut.b_taken)
     running = inside["running"]
     # The fields are held while the instruction is inside.
     fresh = Signal(dut.fields.shape())

@@ -36,10 +36,12 @@ def synth(
         typer.Option("--speed-grade", help="Of the FPGA; without it the slowest."),
     ] = None,
     placer: Annotated[
-        str | None, typer.Option("--placer", help="nextpnr's: heap (its default), static, sa.")
+        str | None,
+        typer.Option("--placer", help="nextpnr's: static (for ECP5 without it), heap, sa."),
     ] = None,
     router: Annotated[
-        str | None, typer.Option("--router", help="nextpnr's: router1 (its default), router2.")
+        str | None,
+        typer.Option("--router", help="nextpnr's: router2 (for ECP5 without it), router1."),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Levels of modules to show.")] = 3,
     as_json: JsonOption = False,

@@ -29,7 +29,9 @@ class Family:
     improve : callable or None
         Improves the netlist, the flattened design in Yosys's JSON, in place.
     speed_grades : tuple of int
-        That place and route knows, the one that it assumes first.
+        That place and route knows, the slowest first.
+    placer, router : str or None
+        nextpnr's algorithms that whole machines need.
     """
 
     synthesis: tuple[str, ...]
@@ -38,6 +40,8 @@ class Family:
     files: Mapping[str, str] = field(default_factory=dict)
     improve: Callable[[dict[str, Any]], int] | None = None
     speed_grades: tuple[int, ...] = ()
+    placer: str | None = None
+    router: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,10 @@ _ECP5 = Family(
     place_and_route="nextpnr-ecp5",
     files=ecp5.FILES,
     improve=absorb_tables,
-    speed_grades=(6, 7, 8),  # 6 is the slowest
+    speed_grades=(6, 7, 8),
+    # Of `edge8` the other placer's wires are a third longer, and the other router ends in hours.
+    placer="static",
+    router="router2",
 )
 
 # Carry chains take no look-up table beside those that Yosys counts; an inverter joins one.
