@@ -316,7 +316,7 @@ class Scratchpad(wiring.Component):
 
     def _elaborate_writes(self, m: Module, cells: dict) -> None:
         held = [self._held_write(m, i, port) for i, port in enumerate(self.writes)]
-        needs = [w.wants[0] | w.wants[1] for w in held]
+        needs = [w.needs for w in held]
         grants = self._arbitrate(m, "write", [w.valid for w in held], needs)
         granted = []
         for i, (port, write, grant) in enumerate(zip(self.writes, held, grants)):
@@ -361,6 +361,7 @@ class Scratchpad(wiring.Component):
             Signal(self._banks, name=f"write_{i}_wants_{s}", reset_less=True)
             for s in range(SUB_BANKS)
         ]
+        held.needs = Signal(self._banks, name=f"write_{i}_needs", reset_less=True)
         data = Signal(8 * line, name=f"write_{i}_rotated")
         spread = Signal(2 * line, name=f"write_{i}_spread")
         m.d.comb += [
@@ -374,13 +375,16 @@ class Scratchpad(wiring.Component):
             m.d.sync += held.valid.eq(port.valid)
             with m.If(port.valid):
                 m.d.sync += held.data.eq(data)
+                wants = []
                 for side in range(SUB_BANKS):
                     uses = Mux(place.parity, used[1 - side], used[side])
+                    wants.append(Mux(uses, place.bank[side], 0))
                     m.d.sync += [
                         held.index[side].eq(place.index[side]),
                         held.mask[side].eq(masks[side]),
-                        held.wants[side].eq(Mux(uses, place.bank[side], 0)),
+                        held.wants[side].eq(wants[side]),
                     ]
+                m.d.sync += held.needs.eq(wants[0] | wants[1])
         return held
 
     def _granted_write(self, m: Module, i: int, held: SimpleNamespace) -> SimpleNamespace:

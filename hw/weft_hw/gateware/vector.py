@@ -134,6 +134,9 @@ class VectorEngine(wiring.Component):
         inside = Signal(range(SLOTS + 1))  # instructions started and not finished
         offsets = [Signal(32, name=f"offset_{i}", reset_less=True) for i in range(SLOTS)]
         starts = Signal()
+        # The pipeline needs to know of a start some cycles later.
+        started, started_slot = Signal(), Signal(reset_less=True)
+        m.d.sync += [started.eq(starts), started_slot.eq(slot)]
         fields = current.fields
         flags = self._check(m, fields, controls, slot, inside)
         fetched = Signal()  # the scalar registers that the instruction uses are there
@@ -141,8 +144,8 @@ class VectorEngine(wiring.Component):
             engine.instruction.ready.eq((state == State.EMPTY) & ~engine.stop),
             steps.start.eq(starts),
             steps.slot.eq(slot),
-            lanes.clear.eq(starts),
-            lanes.clear_slot.eq(slot),
+            lanes.clear.eq(started),
+            lanes.clear_slot.eq(started_slot),
         ]
         step_bad = Signal()
         alone = Signal()
@@ -211,7 +214,7 @@ class VectorEngine(wiring.Component):
                 state.eq(State.HALT),
             ]
         for i in range(SLOTS):
-            with m.If(starts & (slot == i)):
+            with m.If(started & (started_slot == i)):
                 m.d.sync += offsets[i].eq(current.offset)
                 self._set_controls(m, controls[i], fields, scalars.fetched)
 

@@ -35,8 +35,7 @@ class VectorOperands(wiring.Component):
 
     A parameter row takes READ_LATENCY too, so that it comes with the head of its window.
 
-    One step a cycle while every request is accepted at once; but the last one of a window leaves
-    at least ``vector_groups`` cycles after that of the window before, as the lanes take the heads.
+    One step a cycle while every request is accepted at once.
 
     Parameters
     ----------
@@ -45,7 +44,7 @@ class VectorOperands(wiring.Component):
     Members
     -------
     sound, step, leaves : In(1), In(step), Out(1)
-        There is a step that is not bad; it is performed.
+        There is a step, to be performed; it is.
     a_taken, b_taken : Out(1), Out(1)
         The operand's read is accepted: from the next cycle on the step asks for it no more.
     room : In(1)
@@ -96,9 +95,7 @@ class VectorOperands(wiring.Component):
         step = self.step
         self._coming_slot = Signal()  # of the token of the following cycle
         asks, asked = Signal(), Signal()
-        m.d.comb += asks.eq(
-            self.sound & (self.room | asked) & ~(self._elaborate_pace(m) & step.last)
-        )
+        m.d.comb += asks.eq(self.sound & (self.room | asked))
         m.d.sync += asked.eq(asks & ~self.leaves)
         a_done, a_taken, a_satisfied = self._elaborate_request(
             m, "a", asks, (self.activation_a, step.a_narrow), (self.accumulator_a, step.a_wide)
@@ -126,19 +123,6 @@ class VectorOperands(wiring.Component):
             for output in self.a:
                 m.d.comb += output.eq(identity)
         return m
-
-    def _elaborate_pace(self, m: Module) -> Signal:
-        """High while the lanes could not take the head of one more window in time."""
-        occupied = Signal()
-        groups = self._config.vector_groups
-        if groups > 1:
-            left = Signal(range(groups))  # cycles, this one included
-            closes = self.leaves & self.step.last
-            m.d.sync += [
-                left.eq(Mux(closes, groups - 1, left - occupied)),
-                occupied.eq(closes | (left > 1)),
-            ]
-        return occupied
 
     def _setting(self, m: Module, name: str) -> Signal:
         """A field of the token's instruction, from a register of its own."""

@@ -75,7 +75,8 @@ class VectorResults(wiring.Component):
         m = Module()
         columns, groups = self._config.columns, self._config.vector_groups
         tags: Memory = Memory(shape=tag_layout(self._config), depth=RESULT_ENTRIES, init=[])
-        # In block RAM, whose output is the output register. No place is read while it is written.
+        # In block RAM, whose output is the output register. What is read of a place while it is
+        # written is not used: its result waits only from the next cycle on.
         values: Memory = Memory(
             shape=32 * columns,
             depth=RESULT_ENTRIES,
@@ -93,6 +94,8 @@ class VectorResults(wiring.Component):
         occupied = Signal(range(RESULT_ENTRIES + 1))
         waiting = Signal(range(RESULT_ENTRIES + 1))
         accepted, loads = Signal(), Signal()
+        some = Signal()  # waiting is not 0
+        fills = Signal()  # the output register, whose content matters only with `valid`
         whole = Signal()  # a result's last group comes
         value = Signal(32 * columns)
         m.d.comb += [
@@ -107,17 +110,20 @@ class VectorResults(wiring.Component):
             whole.eq(self.i_valid & (self.i_group == groups - 1)),
             tag_read.addr.eq(drained),
             value_read.addr.eq(drained),
-            value_read.en.eq(loads),
+            value_read.en.eq(fills),
             value.eq(value_read.data),
             self.empty.eq(occupied == 0),
         ]
         following = Signal.like(occupied)
-        m.d.comb += following.eq(occupied + self.issued - accepted)
+        freed = Signal()  # a place, in the cycle before
+        m.d.sync += freed.eq(accepted)
+        m.d.comb += following.eq(occupied + self.issued - freed)
         m.d.sync += [
             occupied.eq(following),
             # Whether a place comes free in this cycle is not asked: that is known late.
             self.room.eq(occupied + self.issued < RESULT_ENTRIES - 1),
             waiting.eq(waiting + whole - loads),
+            some.eq(whole | Mux(fills, waiting > 1, some)),
         ]
         for pointer, step in ((tagged, self.issued), (filled, whole), (drained, loads)):
             with m.If(step):
@@ -130,17 +136,15 @@ class VectorResults(wiring.Component):
         strobe = Signal(columns, reset_less=True)
         slot = tag_read.data.slot
         last_strobe = control(m, self.controls, slot, "last_strobe")
-        m.d.comb += loads.eq((waiting != 0) & (~valid | accepted))
-        with m.If(loads):
+        m.d.comb += [fills.eq(~valid | accepted), loads.eq(some & fills)]
+        with m.If(fills):
             m.d.sync += [
-                valid.eq(1),
+                valid.eq(some),
                 wide.eq(control(m, self.controls, slot, "wide", "_next")),
                 final.eq(tag_read.data.final),
                 address.eq(tag_read.data.address),
                 strobe.eq(Mux(tag_read.data.last_tile, last_strobe, (1 << columns) - 1)),
             ]
-        with m.Elif(accepted):
-            m.d.sync += valid.eq(0)
 
         effective = Signal(columns)
         m.d.comb += [

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -64,7 +64,9 @@ class VectorSteps(wiring.Component):
     stop : In(1)
         Take no further trips.
     valid, sound, step : Out(1), Out(1), Out(step)
-        There is a step; it is not bad either.
+        There is a step; it is not bad either, and may be performed. The last one of a window may be
+        at the earliest ``vector_groups`` cycles after that of the window before, as the lanes take
+        the heads.
     a_taken, b_taken : In(1), In(1)
         That operand's read is accepted: the step needs it no more.
     leaves : In(1)
@@ -343,9 +345,21 @@ class VectorSteps(wiring.Component):
             with m.If(taken):
                 m.d.sync += [read_it.eq(0) for read_it in needed]
         # Whether a read is accepted is known late in a cycle: as little as possible depends on it.
+        groups = self._config.vector_groups
+        left = Signal(range(max(groups, 2)))  # cycles until a window's last step may be performed
+        with m.If(self.leaves & step.last):
+            m.d.sync += left.eq(groups - 1)
+        with m.Elif(left != 0):
+            m.d.sync += left.eq(left - 1)
+        early = Const(0, 1) if groups == 1 else (self.valid & step.last) | (left > 1)
         with m.If(fills):
-            m.d.sync += [self.valid.eq(some), self.sound.eq(some & ~read.data.bad)]
-            m.d.sync += step.eq(read.data)
+            m.d.sync += [
+                self.valid.eq(some),
+                self.sound.eq(some & ~read.data.bad & ~(read.data.last & early)),
+                step.eq(read.data),
+            ]
+        with m.Elif(left <= 1):
+            m.d.sync += self.sound.eq(~step.bad)
         with m.If(loads):
             m.d.sync += read.addr.eq(read.addr + 1)
 
