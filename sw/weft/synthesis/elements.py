@@ -87,7 +87,6 @@ def measure(
         place=place,
         # An array alone is small: the placer that knows of the clock gives the faster one.
         placer="heap",
-        router="router1",
     )
     modules = [area for name, area in report.modules.items() if name != WRAPPER_MODULE]
     result = {

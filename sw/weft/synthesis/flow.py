@@ -110,7 +110,7 @@ def synthesize_verilog(
     speed_grade : int or None
         Of the FPGA; None for the slowest.
     placer, router : str or None
-        nextpnr's algorithms for them; None for the family's.
+        nextpnr's algorithms for them; None for the family's placer, and nextpnr's own choice.
     depth : int
         Levels of the module hierarchy that ``modules`` tells apart.
     progress : callable
@@ -129,9 +129,7 @@ def synthesize_verilog(
     slowest = next(iter(family.speed_grades), None)
     options += _choice("speed", speed_grade or slowest, family.speed_grades)
     options += _choice("placer", placer or family.placer, PLACERS)
-    options += _choice("router", router or family.router, ROUTERS)
-    if "router2" in options:  # with its usual weights it does not come to an end where it is dense
-        options.append("--router2-alt-weights")
+    options += _choice("router", router, ROUTERS)
     directory.mkdir(parents=True, exist_ok=True)
     yosys = find_tool("yosys", packaged=True)  # results differ much between versions
     nextpnr = find_tool(family.place_and_route) if place and family.place_and_route else None

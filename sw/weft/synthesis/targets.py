@@ -30,8 +30,8 @@ class Family:
         Improves the netlist, the flattened design in Yosys's JSON, in place.
     speed_grades : tuple of int
         That place and route knows, the slowest first.
-    placer, router : str or None
-        nextpnr's algorithms that whole machines need.
+    placer : str or None
+        nextpnr's algorithm that whole machines need.
     """
 
     synthesis: tuple[str, ...]
@@ -41,7 +41,6 @@ class Family:
     improve: Callable[[dict[str, Any]], int] | None = None
     speed_grades: tuple[int, ...] = ()
     placer: str | None = None
-    router: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,7 @@ _ECP5 = Family(
     files=ecp5.FILES,
     improve=absorb_tables,
     speed_grades=(6, 7, 8),
-    # Of `edge8` the other placer's wires are a third longer, and the other router ends in hours.
-    placer="static",
-    router="router2",
+    placer="static",  # of `edge8` the wires of the other one are a third longer
 )
 
 # Carry chains take no look-up table beside those that Yosys counts; an inverter joins one.
