@@ -179,7 +179,7 @@ def test_unknown_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"speed_grade": 5}, "`5` is not a speed of place and route; there are 6, 7, 8"),
+        ({"speed_grade": 5}, "`5` is not a speed grade of place and route; there are 6, 7, 8"),
         ({"placer": "hep"}, "`hep` is not a placer of place and route; there are heap, static, sa"),
         ({"router": "router3"}, "`router3` is not a router .* there are router1, router2"),
     ],

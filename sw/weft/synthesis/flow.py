@@ -127,7 +127,7 @@ def synthesize_verilog(
     family = device.family
     options = [*device.options, "--seed", str(seed), "--freq", f"{megahertz:g}"]
     slowest = next(iter(family.speed_grades), None)
-    options += _choice("speed", speed_grade or slowest, family.speed_grades)
+    options += _choice("speed", speed_grade or slowest, family.speed_grades, "speed grade")
     options += _choice("placer", placer or family.placer, PLACERS)
     options += _choice("router", router, ROUTERS)
     directory.mkdir(parents=True, exist_ok=True)
@@ -172,13 +172,15 @@ def synthesize_verilog(
     )
 
 
-def _choice(option: str, wanted: object, allowed: tuple[object, ...]) -> list[str]:
+def _choice(option: str, wanted: object, allowed: tuple[object, ...], name: str = "") -> list[str]:
     """nextpnr's option for a wish, if there is one."""
     if wanted is None:
         return []
     if wanted not in allowed:
         choices = ", ".join(map(str, allowed)) or "none for this target"
-        raise InputError(f"`{wanted}` is not a {option} of place and route; there are {choices}")
+        raise InputError(
+            f"`{wanted}` is not a {name or option} of place and route; there are {choices}"
+        )
     return [f"--{option}", str(wanted)]
 
 
