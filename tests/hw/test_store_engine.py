@@ -331,6 +331,32 @@ def test_an_error_response_faults_with_the_bursts_address(name: str, seed: int) 
     simulate(bench.engine, process)
 
 
+@pytest.mark.parametrize("after", range(3))
+def test_stop_among_absent_runs_takes_the_responses_behind_them(after: int, seed: int) -> None:
+    """An instruction's bursts are issued before those without any have retired; so stop finds one
+    of these at the head of what is awaited.
+    """
+    run = {"run_bytes": 8, "extent": 2}
+    absent = [Store(**run, origin=-1)] * 2
+    program = [Store(**run), *absent, Store(**run, dram_address=64)]
+    config = dataclasses.replace(TINY, max_outstanding=8)
+    bench = Bench(config, program, seed, refuse=0.0, latency=(60, 60), pause=0.0)
+
+    async def process(ctx):
+        while bench.retired < 1:
+            await bench.step(ctx)
+            assert bench.cycle < 400
+        for _ in range(after):
+            await bench.step(ctx)
+        assert bench.axi.outstanding
+        ctx.set(bench.port.stop, 1)
+        for _ in range(100):
+            await bench.step(ctx)
+        assert not bench.bus_busy and not bench.axi.outstanding and not bench.axi.pending
+
+    simulate(bench.engine, process)
+
+
 @pytest.mark.parametrize("when", range(1, 66, 5))
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stop_completes_issued_bursts_without_strobes(name: str, when: int, seed: int) -> None:
