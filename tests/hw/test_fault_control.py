@@ -122,7 +122,7 @@ def test_watchdog_counts_cycles_without_progress(limit: int) -> None:
         ctx.set(dut.busy, 0b0001)
         ctx.set(dut.head_offset[1], 96)
         ctx.set(dut.head_offset[3], 48)
-        assert await cycles_until(ctx, dut.stop) == limit + 1
+        assert await cycles_until(ctx, dut.stop) == limit + 2
         state = (dut.cause, dut.queue, dut.instruction)
         assert tuple(map(ctx.get, state)) == (FaultCause.WATCHDOG, 1, 96)
         await cycles_until(ctx, dut.halted)
@@ -175,7 +175,7 @@ def test_a_bus_that_hangs_while_it_drains() -> None:
             ctx.set(dut.bus_progress, 0)
         ctx.set(dut.progress, 1)
         assert not ctx.get(dut.halted)
-        assert await cycles_until(ctx, dut.halted) == 31
+        assert await cycles_until(ctx, dut.halted) == 32
         assert ctx.get(dut.cause) == FaultCause.LOCAL_ADDRESS
         assert ctx.get(dut.sticky) == 1 << FaultCause.LOCAL_ADDRESS | 1 << FaultCause.BUS_HUNG
 

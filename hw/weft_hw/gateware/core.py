@@ -120,8 +120,14 @@ class Core(wiring.Component):
         self._connect_memories(m, load, matrix, vector, store, faults.stop)
         self._connect_bus(m, fetch, load, store)
         self._connect_control(m, dispatch, fetch, faults)
-        self._connect_faults(m, dispatch, fetch, faults, ports)
-        self._connect_counters(m, dispatch, counters, ports)
+        # Late in a cycle: faults and counters see them in the next.
+        busy, stall = Signal(len(ports), name="busy"), Signal(len(ports), name="stall")
+        m.d.sync += [
+            busy.eq(Cat(port.busy for port in ports)),
+            stall.eq(Cat(port.stall for port in ports)),
+        ]
+        self._connect_faults(m, dispatch, fetch, faults, ports, busy, stall)
+        self._connect_counters(m, dispatch, counters, busy, stall)
         m.d.comb += [
             vector.random_seed.eq(self.random_seed),
             vector.random_step.eq(self.random_step),
@@ -232,6 +238,8 @@ class Core(wiring.Component):
         fetch: Fetch,
         faults: FaultControl,
         ports: list[wiring.PureInterface],
+        busy: Signal,
+        stall: Signal,
     ) -> None:
         # Everything comes a cycle late, so that no path through an engine ends in the choice of the
         # first fault.
@@ -246,18 +254,16 @@ class Core(wiring.Component):
             for channel in ("ar", "r", "aw", "w", "b")
         ]
         bus_busy = [port.bus_busy for port in ports] + [fetch.bus_busy]
-        moved, busy, stall = (Signal(len(ports), name=name) for name in ("moved", "busy", "stall"))
+        moved = Signal(len(ports))
         m.d.sync += [
             faults.overflow_queue.eq(dispatch.overflow_queue),
             moved.eq(dispatch.started | dispatch.retired),
-            busy.eq(Cat(port.busy for port in ports)),
-            stall.eq(Cat(port.stall for port in ports)),
+            faults.progress.eq((moved | (busy & ~stall)).any()),
             faults.bus_progress.eq(reduce(or_, transfers)),
             faults.bus_busy.eq(Cat(bus_busy)),
             faults.waiting.eq(dispatch.waiting),
         ]
         m.d.comb += [
-            faults.progress.eq((moved | (busy & ~stall)).any()),
             faults.busy.eq(busy),
             faults.running.eq(self.running),
             faults.abort.eq(self.abort),
@@ -274,18 +280,19 @@ class Core(wiring.Component):
         m: Module,
         dispatch: Dispatch,
         counters: Counters,
-        ports: list[wiring.PureInterface],
+        busy: Signal,
+        stall: Signal,
     ) -> None:
         m.d.comb += [
             counters.clear.eq(self.start),
             counters.running.eq(self.running),
             self.cycles.eq(counters.cycles),
+            counters.busy.eq(busy),
+            counters.stall.eq(busy & stall),
         ]
         m.d.sync += [  # the events' cycles are over before the program's
             counters.retired.eq(dispatch.retired),
-            counters.busy.eq(Cat(port.busy for port in ports)),
             counters.wait.eq(dispatch.waiting),
-            counters.stall.eq(Cat(port.busy & port.stall for port in ports)),
         ]
         for ours, theirs in zip(self.counts, counters.counts):
             m.d.comb += ours.eq(theirs)

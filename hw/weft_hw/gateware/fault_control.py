@@ -95,11 +95,16 @@ class FaultControl(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         state = Signal(State)
+        # In registers, as every other report comes: whom to blame is a long choice.
         expired = self._watch(m, state)
         watchdog = FaultReport().create()
         watchdog_queue = Signal(range(SOURCES))
+        hung_in_drain = Signal()
+        m.d.sync += [
+            watchdog.valid.eq(expired & (state == State.RUNNING)),
+            hung_in_drain.eq(expired & (state == State.DRAINING) & self.bus_busy.any()),
+        ]
         self._blame(m, watchdog, watchdog_queue)
-        m.d.comb += watchdog.valid.eq(expired & (state == State.RUNNING))
 
         # Lowest priority first: the last assignment wins.
         sources = [
@@ -125,8 +130,6 @@ class FaultControl(wiring.Component):
         any_report = Signal()
         m.d.comb += any_report.eq(reduce(or_, (report.valid for report, _ in sources)))
 
-        hung_in_drain = Signal()
-        m.d.comb += hung_in_drain.eq(expired & (state == State.DRAINING) & self.bus_busy.any())
         for cause in FaultCause:
             if cause is FaultCause.NONE:
                 continue
@@ -184,31 +187,32 @@ class FaultControl(wiring.Component):
         return expired
 
     def _blame(self, m: Module, report: FaultReport, queue: Signal) -> None:
-        """Cause, queue and instruction of the watchdog's report."""
+        """Registers of the watchdog's report: cause, queue and instruction."""
         bus_busy = self.bus_busy.any()
-        m.d.comb += [
+        m.d.sync += [
             report.cause.eq(Mux(bus_busy, FaultCause.BUS_HUNG, FaultCause.WATCHDOG)),
             queue.eq(DISPATCH_QUEUE),
+            report.instruction.eq(0),
         ]
         # Lowest priority first: the last assignment wins. An engine that neither waits nor has
         # bursts outstanding is named only if there is no other.
         for number in reversed(range(len(Queue))):
             with m.If(self.busy[number]):
-                m.d.comb += [
+                m.d.sync += [
                     queue.eq(number),
                     report.instruction.eq(self.oldest_offset[number]),
                 ]
         for number in reversed(range(len(Queue))):
             with m.If(self.waiting[number] & ~bus_busy):
-                m.d.comb += [
+                m.d.sync += [
                     queue.eq(number),
                     report.instruction.eq(self.head_offset[number]),
                 ]
         with m.If(bus_busy):
-            m.d.comb += [queue.eq(DISPATCH_QUEUE), report.instruction.eq(0)]
+            m.d.sync += [queue.eq(DISPATCH_QUEUE), report.instruction.eq(0)]
         for number in reversed(range(len(Queue))):
             with m.If(self.bus_busy[number]):
-                m.d.comb += [
+                m.d.sync += [
                     queue.eq(number),
                     report.instruction.eq(self.oldest_offset[number]),
                 ]

@@ -155,8 +155,10 @@ class InstructionQueue(wiring.Component):
             for index, part in enumerate(parts):
                 with m.If(position == index):
                     m.d.sync += part.eq(word.data)
-                with m.Elif((position == 0) & (index > final)):
-                    m.d.sync += part.eq(0)
+        # What an instruction does not have is zero: cleared before its first word comes, as of
+        # which kind it is the memory tells late.
+        with m.If((position == 0) & ~complete):
+            m.d.sync += [part.eq(0) for part in parts[1:]]
 
         # Waits, then the engine.
         m.submodules.unretired = unretired = fifo.SyncFIFO(

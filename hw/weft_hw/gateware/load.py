@@ -355,6 +355,7 @@ class _Writer(wiring.Component):
         m = Module()
         held = Signal(self._payload, reset_less=True)
         valid = Signal()
+        valid_for = {memory: Signal(name=f"valid_for_{memory.name.lower()}") for memory in Memory}
         taken = Signal()
         ports = {
             Memory.ACTIVATION: self.activation,
@@ -363,10 +364,9 @@ class _Writer(wiring.Component):
             Memory.LOOKUP: self.lookup,
             Memory.ACCUMULATOR: self.accumulator,
         }
-        with m.Switch(held.memory):
-            for memory, port in ports.items():
-                with m.Case(memory):
-                    m.d.comb += [port.valid.eq(valid), taken.eq(valid & port.ready)]
+        for memory, port in ports.items():
+            m.d.comb += port.valid.eq(valid_for[memory])
+        m.d.comb += taken.eq(Cat(port.valid & port.ready for port in ports.values()).any())
         for port in ports.values():
             m.d.comb += [port.address.eq(held.address), port.strobe.eq(held.strobe)]
         beat = held.data[: self._config.bus_width]
@@ -381,12 +381,18 @@ class _Writer(wiring.Component):
             self.finished.eq(taken & held.last),
             self.empty.eq(~valid),
         ]
+        following = Signal(self._payload)
+        arrives = Signal()
+        m.d.comb += [
+            following.eq(Mux(spare_valid, spare.as_value(), self.i.payload.as_value())),
+            arrives.eq(self.i.valid | spare_valid),
+        ]
         with m.If(~valid | taken):
-            m.d.sync += [valid.eq(self.i.valid | spare_valid), spare_valid.eq(0)]
-            with m.If(spare_valid):
-                m.d.sync += held.eq(spare)
-            with m.Elif(self.i.valid):
-                m.d.sync += held.eq(self.i.payload)
-        with m.Elif(self.i.valid & self.i.ready):
-            m.d.sync += [spare.eq(self.i.payload), spare_valid.eq(1)]
+            m.d.sync += [valid.eq(arrives), spare_valid.eq(0), held.eq(following)]
+            for memory, valid_there in valid_for.items():
+                m.d.sync += valid_there.eq(arrives & (following.memory == memory))
+        with m.Elif(self.i.valid):
+            m.d.sync += spare_valid.eq(1)
+        with m.If(~spare_valid):  # whether it is needed is known late
+            m.d.sync += spare.eq(self.i.payload)
         return m

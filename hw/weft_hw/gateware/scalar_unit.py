@@ -104,6 +104,7 @@ class ScalarUnit(wiring.Component):
 
         state = Signal(State)
         a, b, result = (Signal(signed(BITS), name=n, reset_less=True) for n in ("a", "b", "result"))
+        takes_b = Signal(reset_less=True)  # instead of the result, for it is less, or not less
         remaining = Signal(range(BITS + 1), reset_less=True)
         turn = Signal(range(FETCHED), reset_less=True)
         merging = Signal(reset_less=True)  # and of what is merged: the second
@@ -114,14 +115,15 @@ class ScalarUnit(wiring.Component):
             merged.eq(self.merge_register + second),
             operation.eq(fields.operation),
             write.addr.eq(fields.destination),
-            write.data.eq(result),
+            write.data.eq(Mux(takes_b, b, result)),
         ]
         with m.If(merging):
             m.d.comb += [
                 operation.eq(Mux(second, Operation.ADD, Operation.MAXIMUM)),
                 write.addr.eq(merged),
             ]
-        repeat = self._elaborate_operation(m, state, operation, a, b, result, remaining)
+        arguments = (a, b, result, takes_b, remaining)
+        repeat = self._elaborate_operation(m, state, operation, *arguments)
 
         with m.Switch(state):
             with m.Case(State.IDLE):
@@ -188,9 +190,13 @@ class ScalarUnit(wiring.Component):
         a: Signal,
         b: Signal,
         result: Signal,
+        takes_b: Signal,
         remaining: Signal,
     ) -> Signal:
-        """The registers ``a``, ``b`` and ``result`` from PREPARE on; whether bits are repeated."""
+        """The registers ``a``, ``b``, ``result`` and ``takes_b`` from PREPARE on.
+
+        Returns whether bits are repeated.
+        """
         repeat = Signal()
         right = Signal(reset_less=True)
         negative = Signal(reset_less=True)  # a quotient's sign
@@ -201,7 +207,7 @@ class ScalarUnit(wiring.Component):
         far = magnitude[5:].any()  # shifts that leave nothing but signs
 
         with m.If(state == State.PREPARE):
-            m.d.sync += [remaining.eq(BITS), high.eq(0), right.eq(b[-1])]
+            m.d.sync += [remaining.eq(BITS), high.eq(0), right.eq(b[-1]), takes_b.eq(0)]
             with m.Switch(operation):
                 with m.Case(Operation.MOVE):
                     m.d.sync += result.eq(b)
@@ -210,9 +216,9 @@ class ScalarUnit(wiring.Component):
                 with m.Case(Operation.SUBTRACT):
                     m.d.sync += result.eq(a - b)
                 with m.Case(Operation.MINIMUM):
-                    m.d.sync += result.eq(Mux(a < b, a, b))
+                    m.d.sync += [result.eq(a), takes_b.eq(~(a < b))]
                 with m.Case(Operation.MAXIMUM):
-                    m.d.sync += result.eq(Mux(a < b, b, a))
+                    m.d.sync += [result.eq(a), takes_b.eq(a < b)]
                 with m.Case(Operation.SHIFT):
                     m.d.comb += repeat.eq(b != 0)
                     m.d.sync += [result.eq(a), remaining.eq(Mux(far, BITS, magnitude[:5]))]

@@ -1,5 +1,7 @@
 """The vector engine: accepts instructions, keeps their order, reports their faults."""
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -138,7 +140,7 @@ class VectorEngine(wiring.Component):
         started, started_slot = Signal(), Signal(reset_less=True)
         m.d.sync += [started.eq(starts), started_slot.eq(slot)]
         fields = current.fields
-        flags = self._check(m, fields, controls, slot, inside)
+        flags = self._check(m, fields, scalars.fetched, controls, slot, inside)
         fetched = Signal()  # the scalar registers that the instruction uses are there
         m.d.comb += [
             engine.instruction.ready.eq((state == State.EMPTY) & ~engine.stop),
@@ -216,7 +218,7 @@ class VectorEngine(wiring.Component):
         for i in range(SLOTS):
             with m.If(started & (started_slot == i)):
                 m.d.sync += offsets[i].eq(current.offset)
-                self._set_controls(m, controls[i], fields, scalars.fetched)
+                self._set_controls(m, controls[i], fields, scalars.fetched, flags.crossed)
 
         scalar_retires = Signal()
         m.d.sync += scalar_retires.eq((state == State.SCALAR) & scalars.done)
@@ -265,11 +267,11 @@ class VectorEngine(wiring.Component):
             steps.leaves.eq(operands.leaves),
             steps.a_taken.eq(operands.a_taken),
             steps.b_taken.eq(operands.b_taken),
-            operands.sound.eq(steps.sound),
+            operands.asks.eq(steps.asks),
             operands.step.eq(steps.step),
             self.a_banks.eq(steps.step.a_banks),
             self.b_banks.eq(steps.step.b_banks),
-            operands.room.eq(results.room),
+            steps.room.eq(results.room),
             operands.controls.eq(controls),
             lanes.random_seed.eq(self.random_seed),
             lanes.random_step.eq(self.random_step),
@@ -292,10 +294,16 @@ class VectorEngine(wiring.Component):
             m.d.comb += [port.eq(signal) for signal, port in zip(source, target)]
 
     def _check(
-        self, m: Module, fields: data.View, controls: Signal, slot: Signal, inside: Signal
+        self,
+        m: Module,
+        fields: data.View,
+        fetched: Sequence[Value],
+        controls: Signal,
+        slot: Signal,
+        inside: Signal,
     ) -> data.View:
         """Registers that say what the instruction needs, one cycle after it has come."""
-        names = ("scalar", "unsupported", "wrong", "conflict", "takes_scalars")
+        names = ("scalar", "unsupported", "wrong", "conflict", "takes_scalars", "crossed")
         layout = data.StructLayout(dict.fromkeys(names, 1))
         flags = data.View(layout, Signal(len(names), name="flags", reset_less=True))
         scalar = Signal()
@@ -310,7 +318,9 @@ class VectorEngine(wiring.Component):
                 | unsupported_field(m, Vector, fields)
                 | self._mismatched(fields)
             )
+        low, high = _clamp_bounds(fields, fetched)
         m.d.sync += [
+            flags.crossed.eq(low > high),
             flags.scalar.eq(scalar),
             flags.unsupported.eq(unsupported),
             flags.wrong.eq(unsupported | (~scalar & zero_count(Vector, fields))),
@@ -336,22 +346,27 @@ class VectorEngine(wiring.Component):
         retired = Signal(range(SLOTS + 1))  # and not yet finished
         oldest = Signal()  # its slot
         finishes = Signal()
+        following = Signal()  # the oldest one's slot in the next cycle
         captures = Signal()
-        largest = control(m, controls, oldest, "capture_largest", "_merged")
-        clamped = control(m, controls, oldest, "capture_clamped", "_merged")
+        # In registers, as of ``oldest``: an instruction's controls are set long before it retires.
+        largest = control(m, controls, following, "capture_largest", "_merged")
+        clamped = control(m, controls, following, "capture_clamped", "_merged")
         m.d.comb += [
-            captures.eq(largest | clamped),
             scalars.merge.eq((retired != 0) & captures),
+            finishes.eq((retired != 0) & (~captures | scalars.done)),
+            following.eq(oldest ^ finishes),
+        ]
+        m.d.sync += [
+            retired.eq(retired + retires - finishes),
+            oldest.eq(following),
+            captures.eq(largest | clamped),
             scalars.merge_largest.eq(largest),
             scalars.merge_clamped.eq(clamped),
-            scalars.merge_register.eq(control(m, controls, oldest, "capture_register")),
+            scalars.merge_register.eq(control(m, controls, following, "capture_register")),
+            # Looked at from the cycle after the request on.
             scalars.largest.eq(absolute_value(Mux(oldest, lanes.largest[1], lanes.largest[0]))),
             scalars.clamped.eq(Mux(oldest, lanes.clamped[1], lanes.clamped[0])),
-            finishes.eq((retired != 0) & (~captures | scalars.done)),
         ]
-        m.d.sync += retired.eq(retired + retires - finishes)
-        with m.If(finishes):
-            m.d.sync += oldest.eq(~oldest)
         return finishes
 
     def _mismatched(self, fields: data.View) -> Value:
@@ -385,12 +400,16 @@ class VectorEngine(wiring.Component):
         return conflict
 
     def _set_controls(
-        self, m: Module, controls: data.View, fields: data.View, scalars: data.View
+        self,
+        m: Module,
+        controls: data.View,
+        fields: data.View,
+        scalars: Sequence[Value],
+        crossed: Value,
     ) -> None:
         columns = self._config.columns
-        given_multiplier, given_exponent, given_low, given_high = scalars
-        high = Mux(fields.clamp_from_scalar, given_high, fields.clamp_high)
-        low = Mux(fields.clamp_from_scalar, given_low, fields.clamp_low)
+        given_multiplier, given_exponent, *_ = scalars
+        low, high = _clamp_bounds(fields, scalars)
         scaled = fields.scale_source == ScaleSource.SCALAR
         lanes = [(fields.last_lanes == 0) | (fields.last_lanes > lane) for lane in range(columns)]
         m.d.sync += [
@@ -419,7 +438,7 @@ class VectorEngine(wiring.Component):
             controls.select_high.eq(fields.select_high),
             controls.zero_point.eq(fields.zero_point),
             # The upper bound wins where they cross, whichever is compared first.
-            controls.clamp_low.eq(Mux(low > high, high, low)),
+            controls.clamp_low.eq(Mux(crossed, high, low)),
             controls.clamp_high.eq(high),
             controls.lookup.eq(fields.lookup != 0),
             controls.table.eq(fields.lookup - 1),
@@ -429,3 +448,10 @@ class VectorEngine(wiring.Component):
             controls.capture_register.eq(fields.capture_register),
             *[controls.last_strobe[lane].eq(bit) for lane, bit in enumerate(lanes)],
         ]
+
+
+def _clamp_bounds(fields: data.View, scalars: Sequence[Value]) -> tuple[Value, Value]:
+    """The lower and the upper bound of the result, from the instruction or its registers."""
+    *_, low, high = scalars
+    chosen = fields.clamp_from_scalar
+    return Mux(chosen, low, fields.clamp_low), Mux(chosen, high, fields.clamp_high)

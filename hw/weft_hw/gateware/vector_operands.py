@@ -43,12 +43,10 @@ class VectorOperands(wiring.Component):
 
     Members
     -------
-    sound, step, leaves : In(1), In(step), Out(1)
+    asks, step, leaves : In(1), In(step), Out(1)
         There is a step, to be performed; it is.
     a_taken, b_taken : Out(1), Out(1)
         The operand's read is accepted: from the next cycle on the step asks for it no more.
-    room : In(1)
-        There are places for two more results.
     issued, tag : Out(1), Out(tag)
         All reads of a vector were accepted in the cycle before; where its result goes.
     controls : In(array of controls)
@@ -67,12 +65,11 @@ class VectorOperands(wiring.Component):
         activation = ReadPort(config.activation_address_bits, config.line_bytes)
         super().__init__(
             {
-                "sound": In(1),
+                "asks": In(1),
                 "step": In(step_layout(config)),
                 "leaves": Out(1),
                 "a_taken": Out(1),
                 "b_taken": Out(1),
-                "room": In(1),
                 "issued": Out(1),
                 "tag": Out(tag_layout(config)),
                 "controls": In(data.ArrayLayout(controls_layout(config), SLOTS)),
@@ -94,23 +91,19 @@ class VectorOperands(wiring.Component):
         m = Module()
         step = self.step
         self._coming_slot = Signal()  # of the token of the following cycle
-        asks, asked = Signal(), Signal()
-        m.d.comb += asks.eq(self.sound & (self.room | asked))
-        m.d.sync += asked.eq(asks & ~self.leaves)
         a_done, a_taken, a_satisfied = self._elaborate_request(
-            m, "a", asks, (self.activation_a, step.a_narrow), (self.accumulator_a, step.a_wide)
+            m, "a", (self.activation_a, step.a_narrow), (self.accumulator_a, step.a_wide)
         )
         b_done, b_taken, b_satisfied = self._elaborate_request(
             m,
             "b",
-            asks,
             (self.activation_b, step.b_narrow),
             (self.accumulator_b, step.b_wide),
             (self.weight_b, step.b_weight),
         )
         m.d.comb += [
-            self.leaves.eq(asks & a_satisfied & b_satisfied),
-            self.stalled.eq(asks & ~self.leaves),
+            self.leaves.eq(self.asks & a_satisfied & b_satisfied),
+            self.stalled.eq(self.asks & ~self.leaves),
             self.a_taken.eq(a_taken),
             self.b_taken.eq(b_taken),
         ]
@@ -129,7 +122,7 @@ class VectorOperands(wiring.Component):
         return early_control(m, self.controls, self._coming_slot, name, "_token")
 
     def _elaborate_request(
-        self, m: Module, name: str, asks: Signal, *choices: tuple[object, Signal]
+        self, m: Module, name: str, *choices: tuple[object, Signal]
     ) -> tuple[Signal, Signal, Signal]:
         """Drive the ports of one operand.
 
@@ -141,7 +134,7 @@ class VectorOperands(wiring.Component):
         )
         address = getattr(self.step, f"{name}_address")
         for port, needed in choices:
-            m.d.comb += [port.valid.eq(asks & needed), port.address.eq(address)]
+            m.d.comb += [port.valid.eq(self.asks & needed), port.address.eq(address)]
         m.d.comb += [
             taken.eq(reduce(or_, (port.valid & port.ready for port, _ in choices))),
             satisfied.eq(~reduce(or_, (needed for _, needed in choices)) | taken),

@@ -6,7 +6,6 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from weft_hw.config import AcceleratorConfig
-from weft_hw.gateware.block_memory import NO_COLLISION
 from weft_hw.gateware.interfaces import AccumulatorWritePort, WritePort
 from weft_hw.gateware.vector_layouts import (
     RESULT_ENTRIES,
@@ -23,7 +22,7 @@ class VectorResults(wiring.Component):
     """Takes every result that the pipeline sends and writes it when the memory is ready.
 
     The pipeline cannot be held, so each vector is given its place before its last operand is
-    requested: ``room`` tells whether two are left. Its tag is kept there from then on, its result
+    requested: ``room`` tells whether enough are left. Its tag is kept there from then on, its result
     joins it when it comes, and the place is free again once the write is accepted. Results leave in
     order, one a cycle while the memory is ready; a result can leave two cycles after it came.
 
@@ -37,9 +36,9 @@ class VectorResults(wiring.Component):
     Members
     -------
     issued, tag : In(1), In(tag)
-        Occupy a place; at most once after ``room`` was high for the last time.
+        Occupy a place; at most twice after ``room`` was high for the last time.
     room, empty : Out(1), Out(1)
-        Two places are free; all are.
+        Two places are free behind those that are occupied in this cycle; all are.
     i_valid, i_group, value : In(1), In(group_bits), In(signed(32)), an array of lanes
         Results in the order of their tags, each by groups of lanes from the lowest on.
     controls : In(array of controls)
@@ -75,18 +74,13 @@ class VectorResults(wiring.Component):
         m = Module()
         columns, groups = self._config.columns, self._config.vector_groups
         tags: Memory = Memory(shape=tag_layout(self._config), depth=RESULT_ENTRIES, init=[])
-        # In block RAM, whose output is the output register. What is read of a place while it is
-        # written is not used: its result waits only from the next cycle on.
-        values: Memory = Memory(
-            shape=32 * columns,
-            depth=RESULT_ENTRIES,
-            init=[],
-            attrs={"ram_style": "block", **NO_COLLISION},
-        )
+        # What is read of a place while it is written is not used: its result waits only from the
+        # next cycle on.
+        values: Memory = Memory(shape=32 * columns, depth=RESULT_ENTRIES, init=[])
         m.submodules.tags, m.submodules.values = tags, values
         tag_write, tag_read = tags.write_port(), tags.read_port(domain="comb")
         value_write = values.write_port(granularity=32 * self._config.vector_lanes)
-        value_read = values.read_port()
+        value_read = values.read_port(domain="comb")
 
         tagged, filled, drained = (
             Signal(range(RESULT_ENTRIES), name=name) for name in ("tagged", "filled", "drained")
@@ -97,7 +91,7 @@ class VectorResults(wiring.Component):
         some = Signal()  # waiting is not 0
         fills = Signal()  # the output register, whose content matters only with `valid`
         whole = Signal()  # a result's last group comes
-        value = Signal(32 * columns)
+        value = Signal(32 * columns, reset_less=True)
         m.d.comb += [
             tag_write.addr.eq(tagged),
             tag_write.data.eq(self.tag),
@@ -110,18 +104,18 @@ class VectorResults(wiring.Component):
             whole.eq(self.i_valid & (self.i_group == groups - 1)),
             tag_read.addr.eq(drained),
             value_read.addr.eq(drained),
-            value_read.en.eq(fills),
-            value.eq(value_read.data),
             self.empty.eq(occupied == 0),
         ]
         following = Signal.like(occupied)
         freed = Signal()  # a place, in the cycle before
         m.d.sync += freed.eq(accepted)
-        m.d.comb += following.eq(occupied + self.issued - freed)
-        m.d.sync += [
-            occupied.eq(following),
+        m.d.comb += [
+            following.eq(occupied + self.issued - freed),
             # Whether a place comes free in this cycle is not asked: that is known late.
             self.room.eq(occupied + self.issued < RESULT_ENTRIES - 1),
+        ]
+        m.d.sync += [
+            occupied.eq(following),
             waiting.eq(waiting + whole - loads),
             some.eq(whole | Mux(fills, waiting > 1, some)),
         ]
@@ -130,17 +124,19 @@ class VectorResults(wiring.Component):
                 m.d.sync += pointer.eq(pointer + 1)
 
         # The output register.
-        valid = Signal()
-        wide, final = Signal(reset_less=True), Signal(reset_less=True)
+        valid, narrow_valid, wide_valid = Signal(), Signal(), Signal()
+        wide = control(m, self.controls, tag_read.data.slot, "wide", "_next")
+        final = Signal(reset_less=True)
         address = Signal(tag_read.data.address.shape(), reset_less=True)
         strobe = Signal(columns, reset_less=True)
-        slot = tag_read.data.slot
-        last_strobe = control(m, self.controls, slot, "last_strobe")
+        last_strobe = control(m, self.controls, tag_read.data.slot, "last_strobe")
         m.d.comb += [fills.eq(~valid | accepted), loads.eq(some & fills)]
         with m.If(fills):
             m.d.sync += [
                 valid.eq(some),
-                wide.eq(control(m, self.controls, slot, "wide", "_next")),
+                narrow_valid.eq(some & ~wide),
+                wide_valid.eq(some & wide),
+                value.eq(value_read.data),
                 final.eq(tag_read.data.final),
                 address.eq(tag_read.data.address),
                 strobe.eq(Mux(tag_read.data.last_tile, last_strobe, (1 << columns) - 1)),
@@ -149,15 +145,17 @@ class VectorResults(wiring.Component):
         effective = Signal(columns)
         m.d.comb += [
             effective.eq(Mux(self.stop, 0, strobe)),
-            accepted.eq(valid & Mux(wide, self.accumulator.ready, self.activation.ready)),
+            accepted.eq(
+                (narrow_valid & self.activation.ready) | (wide_valid & self.accumulator.ready)
+            ),
             self.stalled.eq(valid & ~accepted),
-            self.activation.valid.eq(valid & ~wide),
+            self.activation.valid.eq(narrow_valid),
             self.activation.address.eq(address),
             self.activation.data.eq(
                 Cat(value[32 * lane : 32 * lane + 8] for lane in range(columns))
             ),
             self.activation.strobe.eq(effective),
-            self.accumulator.valid.eq(valid & wide),
+            self.accumulator.valid.eq(wide_valid),
             self.accumulator.address.eq(address),
             self.accumulator.data.eq(value),
             self.accumulator.strobe.eq(effective),

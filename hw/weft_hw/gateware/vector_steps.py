@@ -63,10 +63,12 @@ class VectorSteps(wiring.Component):
         The last trip leaves the nest in this cycle.
     stop : In(1)
         Take no further trips.
-    valid, sound, step : Out(1), Out(1), Out(step)
-        There is a step; it is not bad either, and may be performed. The last one of a window may be
-        at the earliest ``vector_groups`` cycles after that of the window before, as the lanes take
-        the heads.
+    valid, asks, step : Out(1), Out(1), Out(step)
+        There is a step; it is to be performed, as it is not bad and its result has a place. The
+        last one of a window is at the earliest ``vector_groups`` cycles after that of the window
+        before, as the lanes take the heads.
+    room : In(1)
+        Results have places left that a step of the next cycle may take.
     a_taken, b_taken : In(1), In(1)
         That operand's read is accepted: the step needs it no more.
     leaves : In(1)
@@ -84,7 +86,8 @@ class VectorSteps(wiring.Component):
                 "finished": Out(1),
                 "stop": In(1),
                 "valid": Out(1),
-                "sound": Out(1),
+                "asks": Out(1),
+                "room": In(1),
                 "step": Out(step_layout(config)),
                 "a_taken": In(1),
                 "b_taken": In(1),
@@ -351,15 +354,21 @@ class VectorSteps(wiring.Component):
             m.d.sync += left.eq(groups - 1)
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
+        sound = Signal()  # the step is not bad, and it is not too early for it
+        follows = Signal()  # so in the next cycle, if the step stays
+        m.d.comb += follows.eq(Mux(left <= 1, ~step.bad, sound))
         early = Const(0, 1) if groups == 1 else (self.valid & step.last) | (left > 1)
         with m.If(fills):
+            starts = some & ~read.data.bad & ~(read.data.last & early)
             m.d.sync += [
                 self.valid.eq(some),
-                self.sound.eq(some & ~read.data.bad & ~(read.data.last & early)),
+                sound.eq(starts),
+                self.asks.eq(starts & self.room),
                 step.eq(read.data),
             ]
-        with m.Elif(left <= 1):
-            m.d.sync += self.sound.eq(~step.bad)
+        with m.Else():
+            # One that has asked has its place.
+            m.d.sync += [sound.eq(follows), self.asks.eq(follows & (self.room | self.asks))]
         with m.If(loads):
             m.d.sync += read.addr.eq(read.addr + 1)
 

@@ -217,12 +217,26 @@ class VectorWindow(wiring.Component):
         m.d.comb += [self.closing.eq(stage), self.ready.eq(ready), self.slot.eq(slot)]
         maximum = early_control(m, self.controls, before.slot, "head_maximum", "_last")
         index = early_control(m, self.controls, before.slot, "head_index", "_last")
+        coming_maximum = control(m, self.controls, before.slot, "head_maximum", "_coming")
+        coming_index = control(m, self.controls, before.slot, "head_index", "_coming")
         number = Signal(NUMBER_BITS, reset_less=True)  # of the element in its window
         found = Signal(reset_less=True)  # an element that exists
+        following_found = Signal()
+        # In registers, for comparisons take long: a term is taken in any case, or if it is larger.
+        always, if_larger = Signal(reset_less=True), Signal(reset_less=True)
         with m.If(before.valid):
             m.d.sync += number.eq(Mux(before.first, 0, number + 1))
-        with m.If(stage.valid):
-            m.d.sync += found.eq(stage.exists | (found & ~stage.first))
+        m.d.comb += following_found.eq(
+            Mux(stage.valid, stage.exists | (found & ~stage.first), found)
+        )
+        newer = coming_index & before.exists  # the first maximum counts, of those that exist
+        m.d.sync += [
+            found.eq(following_found),
+            always.eq(
+                before.first | (newer & ~following_found) | ~(coming_index | coming_maximum)
+            ),
+            if_larger.eq(newer | coming_maximum),
+        ]
         for lane, term in enumerate(terms):
             head = Signal(signed(32), name=f"head_{lane}", reset_less=True)
             largest = Signal(signed(32), name=f"largest_{lane}", reset_less=True)
@@ -230,12 +244,9 @@ class VectorWindow(wiring.Component):
             m.d.comb += [self.head[lane].eq(head), larger.eq(term > largest)]
             # The number of a window's first element is 0.
             total = Mux(stage.first | maximum, 0, head) + term
-            takes = stage.first | Mux(
-                index, stage.exists & (larger | ~found), Mux(maximum, larger, 1)
-            )
-            with m.If(stage.valid):
-                with m.If(takes):
-                    m.d.sync += head.eq(Mux(index, number, total))
-                with m.If(maximum | index):
-                    with m.If(stage.first | (stage.exists & (larger | ~found))):
-                        m.d.sync += largest.eq(term)
+            takes = always | (if_larger & larger)
+            with m.If(stage.valid & takes):
+                m.d.sync += head[:NUMBER_BITS].eq(Mux(index, number, total))
+                m.d.sync += largest.eq(term)  # of a sum it has no meaning
+            with m.If(stage.valid & (index | takes)):
+                m.d.sync += head[NUMBER_BITS:].eq(Mux(index, 0, total[NUMBER_BITS:]))
