@@ -30,8 +30,8 @@ __all__ = [
     "ParameterReadPort",
     "ReadPort",
     "WritePort",
-    "instruction_layout",
     "group_of",
+    "instruction_layout",
     "parameter_row_layout",
 ]
 
@@ -87,7 +87,7 @@ def group_of(config: AcceleratorConfig, lanes: Value, group: Value) -> Value:
 
 
 class ReadPort(wiring.Signature):
-    """Read of ``width bytes at any byte address; seen from the requester.
+    """Read of ``width`` bytes at any byte address; seen from the requester.
 
     The data come exactly ``READ_LATENCY`` cycles after the cycle of acceptance, flagged by
     ``data_valid``, and must be taken then. Addresses are checked by the requester.
