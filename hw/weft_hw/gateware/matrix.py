@@ -333,6 +333,7 @@ class MatrixEngine(wiring.Component):
         settling = Signal(UPDATE_LATENCY)
         drained = Signal()
         leaves = array.output_valid
+        updates = Signal()  # they leave, and are not dropped
         token = Signal(shape, name="token", reset_less=True)  # of the sums that leave
         with m.If(array.output_next):
             m.d.sync += token.eq(read.data)
@@ -344,7 +345,7 @@ class MatrixEngine(wiring.Component):
             write.data.drop.eq(~drain.sums & current.drop),
             write.data.last.eq(Mux(drain.sums, drain.last, current.last)),
             read.addr.eq(popped[:-1]),
-            update.valid.eq(leaves & ~token.drop),
+            update.valid.eq(updates),
             update.address.eq(token.address),
             update.add.eq(token.add),
             update.data.eq(array.sums.as_value()),
@@ -354,6 +355,7 @@ class MatrixEngine(wiring.Component):
         m.d.sync += [
             pushed.eq(pushed + write.en),
             popped.eq(popped + array.output_next),
+            updates.eq(array.output_next & ~read.data.drop),
             retiring.eq(Cat(leaves & token.last, retiring)),
             settling.eq(Cat(leaves, settling)),
         ]

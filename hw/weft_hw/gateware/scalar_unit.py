@@ -110,18 +110,14 @@ class ScalarUnit(wiring.Component):
         merging = Signal(reset_less=True)  # and of what is merged: the second
         second = Signal(reset_less=True)
         merged = Signal(SCALAR_REGISTER_BITS)
-        operation = Signal(Operation)
+        operation = Signal(Operation, reset_less=True)
         m.d.comb += [
             merged.eq(self.merge_register + second),
-            operation.eq(fields.operation),
             write.addr.eq(fields.destination),
             write.data.eq(Mux(takes_b, b, result)),
         ]
         with m.If(merging):
-            m.d.comb += [
-                operation.eq(Mux(second, Operation.ADD, Operation.MAXIMUM)),
-                write.addr.eq(merged),
-            ]
+            m.d.comb += write.addr.eq(merged)
         arguments = (a, b, result, takes_b, remaining)
         repeat = self._elaborate_operation(m, state, operation, *arguments)
 
@@ -144,6 +140,7 @@ class ScalarUnit(wiring.Component):
             with m.Case(State.SECOND):
                 m.d.sync += [
                     b.eq(Mux(fields.use_immediate, fields.immediate, register)),
+                    operation.eq(fields.operation),
                     state.eq(State.PREPARE),
                 ]
             with m.Case(State.PREPARE):
@@ -178,6 +175,7 @@ class ScalarUnit(wiring.Component):
                 m.d.sync += [
                     a.eq(register),
                     b.eq(Mux(second, self.clamped, self.largest)),
+                    operation.eq(Mux(second, Operation.ADD, Operation.MAXIMUM)),
                     state.eq(State.PREPARE),
                 ]
         return m

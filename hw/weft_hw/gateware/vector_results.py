@@ -22,9 +22,10 @@ class VectorResults(wiring.Component):
     """Takes every result that the pipeline sends and writes it when the memory is ready.
 
     The pipeline cannot be held, so each vector is given its place before its last operand is
-    requested: ``room`` tells whether enough are left. Its tag is kept there from then on, its result
-    joins it when it comes, and the place is free again once the write is accepted. Results leave in
-    order, one a cycle while the memory is ready; a result can leave two cycles after it came.
+    requested: ``room`` tells whether enough are left. Its tag is kept there from then on, its
+    result joins it when it comes, and the place is free again once the write is accepted. Results
+    leave in order, one a cycle while the memory is ready; a result can leave two cycles after it
+    came.
 
     While ``stop`` is high, writes go on with no strobe set, so that the pipeline drains without
     effect, and nothing retires.

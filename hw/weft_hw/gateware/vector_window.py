@@ -232,9 +232,7 @@ class VectorWindow(wiring.Component):
         newer = coming_index & before.exists  # the first maximum counts, of those that exist
         m.d.sync += [
             found.eq(following_found),
-            always.eq(
-                before.first | (newer & ~following_found) | ~(coming_index | coming_maximum)
-            ),
+            always.eq(before.first | (newer & ~following_found) | ~(coming_index | coming_maximum)),
             if_larger.eq(newer | coming_maximum),
         ]
         for lane, term in enumerate(terms):
