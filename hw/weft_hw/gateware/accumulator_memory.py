@@ -297,10 +297,12 @@ class AccumulatorMemory(wiring.Component):
         """Counts, for each port, how long its request has waited."""
         impatient = []
         for k, port in enumerate([*self.reads, *self.writes]):
-            waited = Signal(range(PATIENCE + 1), name=f"waited_{k}")
-            impatient.append(waited == PATIENCE)
+            waited = Signal(range(PATIENCE), name=f"waited_{k}")
+            impatient.append(Signal(name=f"impatient_{k}"))  # it has waited for PATIENCE cycles
             with m.If(~port.valid | port.ready):
-                m.d.sync += waited.eq(0)
-            with m.Elif(waited != PATIENCE):
+                m.d.sync += [waited.eq(0), impatient[k].eq(0)]
+            with m.Elif(waited != PATIENCE - 1):
                 m.d.sync += waited.eq(waited + 1)
+            with m.Else():
+                m.d.sync += impatient[k].eq(1)
         m.d.comb += self.update.pause.eq(Cat(impatient).any())

@@ -166,8 +166,10 @@ class Core(wiring.Component):
         activation_banks = (matrix.left_banks, vector.a_banks, vector.b_banks, store.banks)
         m.d.comb += [port.eq(mask) for port, mask in zip(activation.read_banks, activation_banks)]
         m.submodules.weight = weight = Scratchpad(
-            config.weight_bytes, config.weight_banks, line, readers=2, writers=1
+            config.weight_bytes, config.weight_banks, line, readers=2, writers=1, told_banks=True
         )
+        for port, mask in zip(weight.read_banks, (matrix.top_banks, vector.weight_b_banks)):
+            m.d.comb += port.eq(mask)
         accumulator_reads = [vector.accumulator_a, vector.accumulator_b, store.accumulator]
         accumulator_writes = [vector.accumulator_result, load.accumulator]
         m.submodules.accumulator = accumulator = AccumulatorMemory(

@@ -204,7 +204,7 @@ class Dispatch(wiring.Component):
         rest = Signal(REST_CYCLES)
         rested = Signal()
         m.d.sync += rest.eq(Cat(quiet, rest))
-        m.d.comb += rested.eq(quiet & rest.all())
+        m.d.comb += rested.eq(rest.all())  # of this cycle it is known late; nothing comes any more
         m.d.comb += usable.eq(words.sound & ~self.stop)
 
         for queue in Queue:

@@ -53,8 +53,8 @@ class MatrixEngine(wiring.Component):
     engine : In(EnginePort(Matrix))
     left, top : Out(ReadPort)
         Activation and weight scratchpad.
-    left_banks : Out(activation_banks)
-        Those that the address of ``left`` needs.
+    left_banks, top_banks : Out(activation_banks), Out(weight_banks)
+        Those that the addresses need.
     update : Out(AccumulatorUpdatePort)
         ``pause`` is followed by one row's time without a request, at most once in the time that a
         row takes from its request to the accumulator memory.
@@ -67,6 +67,7 @@ class MatrixEngine(wiring.Component):
                 "engine": In(EnginePort(Matrix)),
                 "left": Out(ReadPort(config.activation_address_bits, config.left_port_bytes)),
                 "left_banks": Out(config.activation_banks),
+                "top_banks": Out(config.weight_banks),
                 "top": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "update": Out(AccumulatorUpdatePort(config)),
             }
@@ -188,6 +189,7 @@ class MatrixEngine(wiring.Component):
             self.left.valid.eq(allowed & current.reads),
             self.left.address.eq(current.address),
             self.left_banks.eq(current.banks),
+            self.top_banks.eq(loader.top_banks),
             row.issued.eq(allowed & (self.left.ready | ~current.reads)),
             loader.swap_issued.eq(row.issued & current.swap),
             closes.eq(row.issued & current.closes),

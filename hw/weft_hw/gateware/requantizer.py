@@ -3,7 +3,7 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -243,6 +243,7 @@ class Requantizer(wiring.Component):
         sticky_7 = register("sticky_7", 1)
         exceeds_7 = register("exceeds_7", 1)
         negative_7 = register("negative_7", 1)
+        largest_7 = register("largest_7", 1)  # `fine` is the largest int32, unless it exceeds
         kept = coarse[FRACTION_BITS:]
         differs = kept[KEPT_BITS - 1 :] ^ negative_6.replicate(8)
         with m.If(valid[6]):
@@ -251,9 +252,11 @@ class Requantizer(wiring.Component):
                 sticky_7.eq(sticky_6 | (kept[:7] & (FINE_MASK >> ~right_6)).any()),
                 exceeds_7.eq(exceeds_6 | (differs >> right_6).any()),
                 negative_7.eq(negative_6),
+                largest_7.eq(~negative_6 & _shifted_ones(kept, right_6)),
             ]
 
-        # 8: the rounding decision, in this one place, and saturation.
+        # 8: the rounding decision, in this one place, and saturation. The largest int32 is not
+        # rounded up.
         half, odd, negative = fine[0], fine[1], negative_7
         increment = Signal(name=f"increment_{lane}")
         with m.If(two_step[7]):
@@ -264,10 +267,8 @@ class Requantizer(wiring.Component):
             m.d.comb += increment.eq((Cat(fraction, half) + self.random[lane])[16])
         with m.Else():
             m.d.comb += increment.eq(half)
-        # The largest int32 is not rounded up.
-        largest = ~fine[-1] & fine[1:-1].all()
         rounded = Signal(signed(32), name=f"rounded_{lane}")
-        m.d.comb += rounded.eq((fine[1:].as_signed() + (increment & ~largest))[:32])
+        m.d.comb += rounded.eq((fine[1:].as_signed() + (increment & ~largest_7))[:32])
         result = register("result", signed(32))
         m.d.comb += self.result[lane].eq(result)
         with m.If(valid[7]):
@@ -275,3 +276,13 @@ class Requantizer(wiring.Component):
                 m.d.sync += result.eq(Mux(negative, INT32_MIN, INT32_MAX))
             with m.Else():
                 m.d.sync += result.eq(rounded)
+
+
+def _shifted_ones(kept: Value, places: Value) -> Value:
+    """Whether an int32's bits below its sign are all set, once ``kept`` is shifted right by up to 7
+    places; its lowest bit is the one above the bit that stands for one half.
+    """
+    top = KEPT_BITS - 2  # the highest of them, before the shift by ``places``
+    below = [kept[bit] | (places >= bit) for bit in range(1, 8)]
+    above = [kept[top + k] | (places < k) for k in range(1, 8)]
+    return Cat(below).all() & kept[8 : top + 1].all() & Cat(above).all()

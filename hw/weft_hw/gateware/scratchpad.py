@@ -13,7 +13,7 @@ from weft_hw.gateware.block_memory import NO_COLLISION
 from weft_hw.gateware.choice import numbered, selected
 from weft_hw.gateware.interfaces import WRITE_LATENCY, ReadPort, WritePort
 
-__all__ = ["Scratchpad", "activation_banks_read"]
+__all__ = ["Scratchpad", "activation_banks_read", "weight_banks_read"]
 
 SUB_BANKS = 2  # even and odd lines: an access as wide as a line touches at most one of each
 
@@ -65,13 +65,25 @@ def activation_banks_read(
     m: Module, name: str, config: AcceleratorConfig, address: Value, taken: int
 ) -> Value:
     """The mask of banks that a read of ``taken`` bytes of the activation scratchpad needs."""
-    line, banks = config.left_port_bytes, config.activation_banks
+    bank_bytes, line = config.activation_bank_bytes, config.left_port_bytes
+    return _banks_read(m, name, address, config.activation_banks, bank_bytes, line, taken)
+
+
+def weight_banks_read(m: Module, name: str, config: AcceleratorConfig, address: Value) -> Value:
+    """The mask of banks that a read of the weight scratchpad needs."""
+    bank_bytes, line = config.weight_bank_bytes, config.line_bytes
+    return _banks_read(m, name, address, config.weight_banks, bank_bytes, line, line)
+
+
+def _banks_read(
+    m: Module, name: str, address: Value, banks: int, bank_bytes: int, line: int, taken: int
+) -> Value:
     place = _Access(
         m,
         name,
-        address[: config.activation_address_bits],
+        address[: _log2(banks * bank_bytes)],
         offset_bits=_log2(line),
-        index_bits=_log2(config.activation_bank_bytes // (SUB_BANKS * line)),
+        index_bits=_log2(bank_bytes // (SUB_BANKS * line)),
         banks=banks,
     )
     even, odd = place.wanted(line, taken)
@@ -118,7 +130,8 @@ class Scratchpad(wiring.Component):
     reads : In(ReadPort(address_bits, line_bytes)).array(readers)
     writes : In(WritePort(address_bits, line_bytes)).array(writers)
     read_banks : In(banks), an array of readers
-        With ``told_banks``: what :func:`activation_banks_read` says of the address.
+        With ``told_banks``: what :func:`activation_banks_read`, or that of the weights, says of the
+        address.
     inhibit : In(1)
         Writes are accepted but change nothing.
 

@@ -9,6 +9,7 @@ from weft_hw.gateware.array import TOP_BITS
 from weft_hw.gateware.interfaces import READ_LATENCY, ReadPort, instruction_layout
 from weft_hw.gateware.loops import LoopNest
 from weft_hw.gateware.row_queue import RowQueue
+from weft_hw.gateware.scratchpad import weight_banks_read
 from weft_hw.instructions import (
     LOOPS_MATRIX,
     STRIDE_BITS,
@@ -57,7 +58,8 @@ class TileLoader(wiring.Component):
         A new instruction may start in this cycle.
     halt : In(1)
         Request nothing more.
-    top : Out(ReadPort)
+    top, top_banks : Out(ReadPort), Out(weight_banks)
+        Weight scratchpad, and the banks that the address needs.
     tile_valid, tile_all, tile_sideways, tile_tag, tile_row : Out
         To the array's top; elements have had their zero point subtracted.
     swap : In(1)
@@ -81,6 +83,7 @@ class TileLoader(wiring.Component):
                 "free": Out(1),
                 "halt": In(1),
                 "top": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
+                "top_banks": Out(config.weight_banks),
                 "tile_valid": Out(1),
                 "tile_all": Out(1),
                 "tile_sideways": Out(1),
@@ -164,7 +167,13 @@ class TileLoader(wiring.Component):
             ]
         m.d.comb += nest.top_strides[LOOPS_MATRIX].eq(held.tile_stride)
 
-        request = data.StructLayout({"address": self.top.address.shape(), "row": self._row})
+        request = data.StructLayout(
+            {
+                "address": self.top.address.shape(),
+                "banks": self.top_banks.shape(),
+                "row": self._row,
+            }
+        )
         m.submodules.row_queue = queue = RowQueue(request)
         inside = (nest.y.as_unsigned() < held.y_extent) & (nest.x.as_unsigned() < held.x_extent)
         last_address = self._config.weight_bytes - self._config.columns
@@ -187,11 +196,13 @@ class TileLoader(wiring.Component):
             row_enters.eq(checked & exists & ~outside & ~stuck),
             queue.i_valid.eq(row_enters),
             queue.i.address.eq(address),
+            queue.i.banks.eq(weight_banks_read(m, "top_place", self._config, address)),
             queue.i.row.eq(row),
             self.stops.eq(wrong | stuck),
             self.bad.eq(stuck & ~queue.pending),
             self.top.valid.eq(queue.o_valid & credit & (~self.halt | waiting)),
             self.top.address.eq(queue.o.address),
+            self.top_banks.eq(queue.o.banks),
             issued.eq(self.top.valid & self.top.ready),
             queue.taken.eq(issued),
         ]

@@ -81,7 +81,7 @@ class VectorEngine(wiring.Component):
         Activation scratchpad, and the banks that the addresses need.
     result : Out(WritePort)
         Activation scratchpad.
-    weight_b : Out(ReadPort)
+    weight_b, weight_b_banks : Out(ReadPort), Out(weight_banks)
         Weight scratchpad.
     accumulator_a, accumulator_b : Out(AccumulatorReadPort)
     accumulator_result : Out(AccumulatorWritePort)
@@ -103,6 +103,7 @@ class VectorEngine(wiring.Component):
                 "b": Out(activation),
                 "a_banks": Out(config.activation_banks),
                 "b_banks": Out(config.activation_banks),
+                "weight_b_banks": Out(config.weight_banks),
                 "weight_b": Out(ReadPort(config.weight_address_bits, config.line_bytes)),
                 "result": Out(WritePort(config.activation_address_bits, config.line_bytes)),
                 "accumulator_a": Out(AccumulatorReadPort(config)),
@@ -271,6 +272,7 @@ class VectorEngine(wiring.Component):
             operands.step.eq(steps.step),
             self.a_banks.eq(steps.step.a_banks),
             self.b_banks.eq(steps.step.b_banks),
+            self.weight_b_banks.eq(steps.step.b_weight_banks),
             steps.room.eq(results.room),
             operands.controls.eq(controls),
             lanes.random_seed.eq(self.random_seed),

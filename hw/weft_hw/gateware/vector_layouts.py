@@ -121,6 +121,7 @@ def step_layout(config: AcceleratorConfig) -> data.StructLayout:
             "b_narrow": 1,
             "b_wide": 1,
             "b_weight": 1,  # to be read from the weight scratchpad
+            "b_weight_banks": config.weight_banks,
             "parameter": max(1, (config.parameter_rows - 1).bit_length()),
             "index": INDEX_BITS,
             "exists": 1,

@@ -75,8 +75,6 @@ class VectorResults(wiring.Component):
         m = Module()
         columns, groups = self._config.columns, self._config.vector_groups
         tags: Memory = Memory(shape=tag_layout(self._config), depth=RESULT_ENTRIES, init=[])
-        # What is read of a place while it is written is not used: its result waits only from the
-        # next cycle on.
         values: Memory = Memory(shape=32 * columns, depth=RESULT_ENTRIES, init=[])
         m.submodules.tags, m.submodules.values = tags, values
         tag_write, tag_read = tags.write_port(), tags.read_port(domain="comb")
@@ -93,15 +91,29 @@ class VectorResults(wiring.Component):
         fills = Signal()  # the output register, whose content matters only with `valid`
         whole = Signal()  # a result's last group comes
         value = Signal(32 * columns, reset_less=True)
+        # A group of lanes comes late, from lookup tables: it is written in the next cycle, in which
+        # a vector's last group may be read already.
+        arrived = Signal(32 * self._config.vector_lanes, reset_less=True)
+        arrived_at = Signal.like(filled, reset_less=True)
+        arrived_group = Signal(groups)  # one-hot
+        newest = Signal()
+        m.d.sync += [
+            arrived.eq(Cat(*self.value)),
+            arrived_at.eq(filled),
+            arrived_group.eq(
+                Cat(self.i_valid & (self.i_group == group) for group in range(groups))
+            ),
+        ]
+        others = value_read.data[: 32 * columns - len(arrived)]
+        last_group = Mux(newest, arrived, value_read.data[len(others) :])
         m.d.comb += [
+            newest.eq(arrived_group[-1] & (arrived_at == drained)),
             tag_write.addr.eq(tagged),
             tag_write.data.eq(self.tag),
             tag_write.en.eq(self.issued),
-            value_write.addr.eq(filled),
-            value_write.data.eq(Cat(*self.value).replicate(groups)),
-            value_write.en.eq(
-                Cat(self.i_valid & (self.i_group == group) for group in range(groups))
-            ),
+            value_write.addr.eq(arrived_at),
+            value_write.data.eq(arrived.replicate(groups)),
+            value_write.en.eq(arrived_group),
             whole.eq(self.i_valid & (self.i_group == groups - 1)),
             tag_read.addr.eq(drained),
             value_read.addr.eq(drained),
@@ -137,7 +149,7 @@ class VectorResults(wiring.Component):
                 valid.eq(some),
                 narrow_valid.eq(some & ~wide),
                 wide_valid.eq(some & wide),
-                value.eq(value_read.data),
+                value.eq(Cat(others, last_group)),
                 final.eq(tag_read.data.final),
                 address.eq(tag_read.data.address),
                 strobe.eq(Mux(tag_read.data.last_tile, last_strobe, (1 << columns) - 1)),

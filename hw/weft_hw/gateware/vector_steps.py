@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.interfaces import instruction_layout
 from weft_hw.gateware.loops import LoopNest
-from weft_hw.gateware.scratchpad import activation_banks_read
+from weft_hw.gateware.scratchpad import activation_banks_read, weight_banks_read
 from weft_hw.gateware.vector_layouts import (
     COORDINATE_BITS,
     INDEX_BITS,
@@ -33,6 +33,13 @@ from weft_hw.instructions import (
 __all__ = ["VectorSteps"]
 
 PARAMETER_BITS = 8
+
+READ_FIELDS = (
+    *("a_address", "a_banks", "a_narrow", "a_wide"),
+    *("b_address", "b_banks", "b_weight_banks", "b_narrow", "b_wide", "b_weight"),
+    *("last", "bad"),
+)
+"""Of a step, what decides on its reads."""
 
 
 class VectorSteps(wiring.Component):
@@ -288,6 +295,9 @@ class VectorSteps(wiring.Component):
                 step.a_wide.eq(exists & compared.a_wide),
                 step.b_address.eq(compared.b),
                 step.b_banks.eq(self._banks(m, "b", compared.b)),
+                step.b_weight_banks.eq(
+                    weight_banks_read(m, "b_weight_place", self._config, compared.b)
+                ),
                 step.b_narrow.eq(b_read & ~compared.b_wide & ~compared.b_weight),
                 step.b_wide.eq(b_read & compared.b_wide),
                 step.b_weight.eq(b_read & compared.b_weight),
@@ -312,10 +322,31 @@ class VectorSteps(wiring.Component):
         A trip is taken only if there will be room for it, so that the stages between need not stop.
         """
         layout = step_layout(self._config)
-        queue: memory.Memory = memory.Memory(shape=layout, depth=STEP_ENTRIES, init=[])
-        m.submodules.queue = queue
+        arriving, step = Signal(layout), Signal(layout)
+        reads = data.StructLayout({name: layout[name].shape for name in READ_FIELDS})
+        others = data.StructLayout(
+            {name: field.shape for name, field in layout if name not in READ_FIELDS}
+        )
+        # What does not decide on reads stays in its place while the step is there. Hence twice the
+        # places: no step that comes meanwhile lies in this one.
+        depth = 2 * STEP_ENTRIES
+        queue: memory.Memory = memory.Memory(shape=reads, depth=depth, init=[])
+        places: memory.Memory = memory.Memory(shape=others, depth=depth, init=[])
+        m.submodules.queue, m.submodules.places = queue, places
         write, read = queue.write_port(), queue.read_port(domain="comb")
-        arriving = Signal(layout)
+        place_write, place_read = places.write_port(), places.read_port(domain="comb")
+        place = Signal(range(depth), reset_less=True)  # of the step
+        output = Signal(reads, name="read_step", reset_less=True)
+        m.d.comb += [
+            *[write.data[name].eq(arriving[name]) for name, _ in reads],
+            *[place_write.data[name].eq(arriving[name]) for name, _ in others],
+            place_write.addr.eq(write.addr),
+            place_write.en.eq(write.en),
+            place_read.addr.eq(place),
+            *[step[name].eq(output[name]) for name, _ in reads],
+            *[step[name].eq(place_read.data[name]) for name, _ in others],
+            self.step.eq(step),
+        ]
         waiting = Signal(range(STEP_ENTRIES + 1))
         occupied = Signal(range(STEP_ENTRIES + 1))
         some = Signal()  # waiting is not 0
@@ -325,7 +356,6 @@ class VectorSteps(wiring.Component):
         m.d.comb += [
             arriving.eq(checked.step),
             arriving.bad.eq(bad),
-            write.data.eq(arriving),
             write.en.eq(arrives),
             fills.eq(~self.valid | self.leaves),
             loads.eq(some & fills),
@@ -339,11 +369,9 @@ class VectorSteps(wiring.Component):
         ]
         with m.If(arrives):
             m.d.sync += write.addr.eq(write.addr + 1)
-        step = Signal(layout, reset_less=True)
-        m.d.comb += self.step.eq(step)
         for taken, needed in (
-            (self.a_taken, (step.a_narrow, step.a_wide)),
-            (self.b_taken, (step.b_narrow, step.b_wide, step.b_weight)),
+            (self.a_taken, (output.a_narrow, output.a_wide)),
+            (self.b_taken, (output.b_narrow, output.b_wide, output.b_weight)),
         ):
             with m.If(taken):
                 m.d.sync += [read_it.eq(0) for read_it in needed]
@@ -364,7 +392,8 @@ class VectorSteps(wiring.Component):
                 self.valid.eq(some),
                 sound.eq(starts),
                 self.asks.eq(starts & self.room),
-                step.eq(read.data),
+                output.eq(read.data),
+                place.eq(read.addr),
             ]
         with m.Else():
             # One that has asked has its place.
