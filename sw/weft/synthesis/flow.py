@@ -145,10 +145,10 @@ def synthesize_verilog(
     ]
     script = "; ".join(commands)
     run_tool([yosys, "-p", script], directory, "yosys.log", lambda step: progress(f"Yosys: {step}"))
-    if family.improve is not None:
+    if family.improvements:
         netlist = json.loads((directory / NETLIST).read_text())
-        changes = family.improve(netlist["modules"][WRAPPER])
-        progress(f"netlist: {changes} look-up tables merged into the carries that they feed")
+        for what, improve in family.improvements.items():
+            progress(f"netlist: {improve(netlist['modules'][WRAPPER])} {what}")
         (directory / NETLIST).write_text(json.dumps(netlist))
         del netlist
 

@@ -7,6 +7,7 @@ from typing import Any
 from weft.errors import InputError
 from weft.synthesis import ecp5
 from weft.synthesis.area import Area
+from weft.synthesis.broadcasts import copy_broadcasts
 from weft.synthesis.carries import absorb_tables
 
 __all__ = ["TARGETS", "Family", "Target", "find_target"]
@@ -26,8 +27,9 @@ class Family:
         nextpnr's program; None where the package index has none.
     files : dict of str to str
         What the commands read, by file name.
-    improve : callable or None
-        Improves the netlist, the flattened design in Yosys's JSON, in place.
+    improvements : dict of str to callable
+        Each improves the netlist, the flattened design in Yosys's JSON, in place, and returns how
+        often; by what it does.
     speed_grades : tuple of int
         That place and route knows, the slowest first.
     placer : str or None
@@ -38,7 +40,7 @@ class Family:
     cells: Mapping[str, Area]
     place_and_route: str | None
     files: Mapping[str, str] = field(default_factory=dict)
-    improve: Callable[[dict[str, Any]], int] | None = None
+    improvements: Mapping[str, Callable[[dict[str, Any]], int]] = field(default_factory=dict)
     speed_grades: tuple[int, ...] = ()
     placer: str | None = None
 
@@ -64,7 +66,10 @@ _ECP5 = Family(
     },
     place_and_route="nextpnr-ecp5",
     files=ecp5.FILES,
-    improve=absorb_tables,
+    improvements={
+        "look-up tables merged into the carries that they feed": absorb_tables,
+        "copies of registers for modules that look at them": copy_broadcasts,
+    },
     speed_grades=(6, 7, 8),
     placer="static",  # of `edge8` the wires of the other one are a third longer
 )

@@ -1,0 +1,83 @@
+"""Gives each module its own copy of a register that many modules look at, in a netlist for ECP5.
+
+A design may state such copies itself, one register beside each user, but Yosys makes equal
+registers one again. Its wires then lead from one place to all users across the FPGA.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+__all__ = ["copy_broadcasts"]
+
+REGISTER = "TRELLIS_FF"
+LEAST_LOADS = 32
+LEAST_MODULES = 3
+PATH_PARTS = 3  # of a cell's name that tell its module: wrapper's instance, core, engine or memory
+
+
+def copy_broadcasts(module: dict[str, Any]) -> int:
+    """Copy registers that only hand on another register's value, in place; returns how many copies.
+
+    Only those with at least ``LEAST_LOADS`` loads, and two or more in each of ``LEAST_MODULES``
+    modules. A copy takes a flip-flop, and no look-up table. The original keeps the module with the
+    most loads, and single ones.
+
+    Parameters
+    ----------
+    module : dict
+        The flattened design in Yosys's JSON netlist.
+    """
+    cells = module["cells"]
+    outputs = {cell["connections"]["Q"][0] for cell in cells.values() if cell["type"] == REGISTER}
+    loads: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
+    following = 1 + max(
+        (bit for _, _, bits in _pins(module) for bit in bits if isinstance(bit, int)), default=0
+    )
+    for name, port, bits in _pins(module):
+        if name in cells and cells[name]["port_directions"][port] == "input":
+            for place, bit in enumerate(bits):
+                if bit in outputs:
+                    loads[bit].append((name, port, place))
+    copies = {}
+    for name, cell in cells.items():
+        if cell["type"] != REGISTER or cell["connections"]["DI"][0] not in outputs:
+            continue
+        by_module = defaultdict(list)
+        for load in loads[cell["connections"]["Q"][0]]:
+            by_module[_module(load[0])].append(load)
+        several = [path for path, there in by_module.items() if len(there) > 1]
+        if sum(map(len, by_module.values())) < LEAST_LOADS or len(several) < LEAST_MODULES:
+            continue
+        for path in sorted(several, key=lambda path: (-len(by_module[path]), path))[1:]:
+            copy_name = f"{name}_of_{path.rpartition('.')[2]}"
+            copies[copy_name] = {
+                **cell,
+                "attributes": dict(cell.get("attributes", {})),
+                "connections": {**cell["connections"], "Q": [following]},
+            }
+            for user, port, place in by_module[path]:
+                cells[user]["connections"][port][place] = following
+            module["netnames"][f"{copy_name}_Q"] = {
+                "hide_name": 0,
+                "bits": [following],
+                "attributes": {},
+            }
+            following += 1
+    cells.update(copies)
+    return len(copies)
+
+
+def _pins(module: dict[str, Any]) -> list[tuple[str, str, list[Any]]]:
+    """Owner, port and bits of every connection; the owner of the module's own ports has no name."""
+    pins = [
+        (name, port, bits)
+        for name, cell in module["cells"].items()
+        for port, bits in cell["connections"].items()
+    ]
+    pins += [("", port, entry["bits"]) for port, entry in module["ports"].items()]
+    return pins + [("", name, entry["bits"]) for name, entry in module["netnames"].items()]
+
+
+def _module(cell: str) -> str:
+    """The module that a cell lies in, as far as it matters where it is placed."""
+    return ".".join(cell.split(".")[:-1][:PATH_PARTS])
