@@ -322,7 +322,8 @@ class VectorSteps(wiring.Component):
         A trip is taken only if there will be room for it, so that the stages between need not stop.
         """
         layout = step_layout(self._config)
-        arriving, step = Signal(layout), Signal(layout)
+        arriving = Signal(layout)
+        step = Signal(layout)
         reads = data.StructLayout({name: layout[name].shape for name in READ_FIELDS})
         others = data.StructLayout(
             {name: field.shape for name, field in layout if name not in READ_FIELDS}
