@@ -24,13 +24,12 @@ def _cell(kind: str, inputs: dict[str, Any], outputs: dict[str, int]) -> dict[st
 
 def _broadcast(loads: dict[str, int], *, delays: bool = True) -> dict[str, Any]:
     """A register, one behind it or behind a look-up table, and so many loads of that by module."""
-    source = {"D": 4} if delays else {"Z": 4}
     cells = {
         "design.core.faults.stop": _cell("TRELLIS_FF", {"CLK": CLOCK, "DI": 3}, {"Q": 4}),
         "design.core.dispatch.stop": _cell("TRELLIS_FF", {"CLK": CLOCK, "DI": 4}, {"Q": 5}),
     }
     if not delays:
-        cells["design.core.faults.stop"] = _cell("LUT4", {"A": 3}, source)
+        cells["design.core.faults.stop"] = _cell("LUT4", {"A": 3}, {"Z": 4})
     bit = 10
     for module, count in loads.items():
         for number in range(count):

@@ -118,8 +118,7 @@ class ScalarUnit(wiring.Component):
         ]
         with m.If(merging):
             m.d.comb += write.addr.eq(merged)
-        arguments = (a, b, result, takes_b, remaining)
-        repeat = self._elaborate_operation(m, state, operation, *arguments)
+        repeat = self._elaborate_operation(m, state, operation, a, b, result, takes_b, remaining)
 
         with m.Switch(state):
             with m.Case(State.IDLE):

@@ -1,5 +1,6 @@
 """Address generation of the vector engine: one checked step for each trip of the loop nest."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
@@ -321,33 +322,9 @@ class VectorSteps(wiring.Component):
 
         A trip is taken only if there will be room for it, so that the stages between need not stop.
         """
-        layout = step_layout(self._config)
-        arriving = Signal(layout)
-        step = Signal(layout)
-        reads = data.StructLayout({name: layout[name].shape for name in READ_FIELDS})
-        others = data.StructLayout(
-            {name: field.shape for name, field in layout if name not in READ_FIELDS}
-        )
-        # What does not decide on reads stays in its place while the step is there. Hence twice the
-        # places: no step that comes meanwhile lies in this one.
-        depth = 2 * STEP_ENTRIES
-        queue: memory.Memory = memory.Memory(shape=reads, depth=depth, init=[])
-        places: memory.Memory = memory.Memory(shape=others, depth=depth, init=[])
-        m.submodules.queue, m.submodules.places = queue, places
-        write, read = queue.write_port(), queue.read_port(domain="comb")
-        place_write, place_read = places.write_port(), places.read_port(domain="comb")
-        place = Signal(range(depth), reset_less=True)  # of the step
-        output = Signal(reads, name="read_step", reset_less=True)
-        m.d.comb += [
-            *[write.data[name].eq(arriving[name]) for name, _ in reads],
-            *[place_write.data[name].eq(arriving[name]) for name, _ in others],
-            place_write.addr.eq(write.addr),
-            place_write.en.eq(write.en),
-            place_read.addr.eq(place),
-            *[step[name].eq(output[name]) for name, _ in reads],
-            *[step[name].eq(place_read.data[name]) for name, _ in others],
-            self.step.eq(step),
-        ]
+        arriving = Signal(step_layout(self._config))
+        places = self._elaborate_places(m, arriving)
+        step, output, write, read = places.step, places.output, places.write, places.read
         waiting = Signal(range(STEP_ENTRIES + 1))
         occupied = Signal(range(STEP_ENTRIES + 1))
         some = Signal()  # waiting is not 0
@@ -394,15 +371,54 @@ class VectorSteps(wiring.Component):
                 sound.eq(starts),
                 self.asks.eq(starts & self.room),
                 output.eq(read.data),
-                place.eq(read.addr),
+                places.current.eq(read.addr),
             ]
         with m.Else():
             # One that has asked has its place.
             m.d.sync += [sound.eq(follows), self.asks.eq(follows & (self.room | self.asks))]
         with m.If(loads):
             m.d.sync += read.addr.eq(read.addr + 1)
+        self._elaborate_bad_address(m, arrives, bad, checked)
 
-        found = Signal()  # the first bad step; no later one matters
+    def _elaborate_places(self, m: Module, arriving: data.View) -> SimpleNamespace:
+        """Memories of the steps that wait, and the output register.
+
+        ``step`` is the one at the output, ``current`` its place, ``output`` the register with those
+        of its fields that decide on reads; these come by ``write`` and go by ``read``.
+        """
+        layout = step_layout(self._config)
+        step = Signal(layout)
+        reads = data.StructLayout({name: layout[name].shape for name in READ_FIELDS})
+        others = data.StructLayout(
+            {name: field.shape for name, field in layout if name not in READ_FIELDS}
+        )
+        # What does not decide on reads stays in its place while the step is there. Hence twice the
+        # places: no step that comes meanwhile lies in this one.
+        depth = 2 * STEP_ENTRIES
+        queue: memory.Memory = memory.Memory(shape=reads, depth=depth, init=[])
+        places: memory.Memory = memory.Memory(shape=others, depth=depth, init=[])
+        m.submodules.queue, m.submodules.places = queue, places
+        write, read = queue.write_port(), queue.read_port(domain="comb")
+        place_write, place_read = places.write_port(), places.read_port(domain="comb")
+        current = Signal(range(depth), reset_less=True)
+        output = Signal(reads, name="read_step", reset_less=True)
+        m.d.comb += [
+            *[write.data[name].eq(arriving[name]) for name, _ in reads],
+            *[place_write.data[name].eq(arriving[name]) for name, _ in others],
+            place_write.addr.eq(write.addr),
+            place_write.en.eq(write.en),
+            place_read.addr.eq(current),
+            *[step[name].eq(output[name]) for name, _ in reads],
+            *[step[name].eq(place_read.data[name]) for name, _ in others],
+            self.step.eq(step),
+        ]
+        return SimpleNamespace(step=step, current=current, output=output, write=write, read=read)
+
+    def _elaborate_bad_address(
+        self, m: Module, arrives: Signal, bad: Value, checked: data.View
+    ) -> None:
+        """Keep the address of the first bad step; no later one matters."""
+        found = Signal()
         bad_address = Signal(signed(LOCAL_BITS), reset_less=True)
         m.d.comb += self.bad_address.eq(bad_address)
         with m.If(arrives & ~found):

@@ -4,6 +4,7 @@ A design may state such copies itself, one register beside each user, but Yosys 
 registers one again. Its wires then lead from one place to all users across the FPGA.
 """
 
+import copy
 from collections import defaultdict
 from typing import Any
 
@@ -50,11 +51,8 @@ def copy_broadcasts(module: dict[str, Any]) -> int:
             continue
         for path in sorted(several, key=lambda path: (-len(by_module[path]), path))[1:]:
             copy_name = f"{name}_of_{path.rpartition('.')[2]}"
-            copies[copy_name] = {
-                **cell,
-                "attributes": dict(cell.get("attributes", {})),
-                "connections": {**cell["connections"], "Q": [following]},
-            }
+            copies[copy_name] = copy.deepcopy(cell)
+            copies[copy_name]["connections"]["Q"] = [following]
             for user, port, place in by_module[path]:
                 cells[user]["connections"][port][place] = following
             module["netnames"][f"{copy_name}_Q"] = {
