@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from counter_design import DESIGN
 from weft.cli import main
 from weft.errors import InputError, MissingExtra
 from weft.synthesis import TARGETS, flow, synthesize, tools
@@ -14,38 +15,6 @@ from weft.synthesis.tools import ToolFailed, find_tool, run_tool
 from weft.synthesis.wrapper import WRAPPER, DesignPort, ports_of, wrapper
 from weft_hw.config import PRESETS
 from weft_hw.errors import WeftError
-
-DESIGN = """\
-module counter(clk, rst, step, count);
-  input clk;
-  input rst;
-  input [15:0] step;
-  output [15:0] count;
-  reg [15:0] count;
-  reg [15:0] kept;
-  always @(posedge clk) begin
-    kept <= step;
-    if (rst) count <= 0; else count <= count + kept;
-  end
-endmodule
-module multiplier(clk, a, product);
-  input clk;
-  input [7:0] a;
-  output [15:0] product;
-  reg [15:0] product;
-  always @(posedge clk) product <= a * a;
-endmodule
-module top(clk, rst, step, a, count, product);
-  input clk;
-  input rst;
-  input [15:0] step;
-  input [7:0] a;
-  output [15:0] count;
-  output [15:0] product;
-  counter left (.clk(clk), .rst(rst), .step(step), .count(count));
-  multiplier right (.clk(clk), .a(a), .product(product));
-endmodule
-"""
 
 
 def test_ports_are_those_of_the_module_alone() -> None:

@@ -27,8 +27,9 @@ from weft_hw.registers import FaultCause
 
 __all__ = ["StoreEngine"]
 
-# Reads between their request and the bus: as many as pass before the first one's place is free.
-BEATS_IN_FLIGHT = READ_LATENCY + 3
+# Reads between their request and the bus: as many as pass before the first one's place is free
+# and known to be.
+BEATS_IN_FLIGHT = READ_LATENCY + 4
 
 
 class StoreEngine(wiring.Component):
@@ -273,7 +274,8 @@ class StoreEngine(wiring.Component):
             step.eq(asks & Mux(in_rows, self.accumulator.ready, self.activation.ready)),
             cutter.piece.ready.eq(step),
         ]
-        freed = self._elaborate_data(m, piece, step, halt)
+        freed = Signal(2)  # from a register: whether the bus takes a beat is known late in a cycle
+        m.d.sync += freed.eq(self._elaborate_data(m, piece, step, halt))
         m.d.comb += left.eq(credits - step + freed)
         m.d.sync += [credits.eq(left), credit.eq(left != 0)]
 

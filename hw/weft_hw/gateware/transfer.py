@@ -163,14 +163,25 @@ class TransferGenerator(wiring.Component):
 
         trip = Signal(self._trip, reset_less=True)
         trip_valid = Signal()
+        # A trip that is not checked at once waits here, so that no nest depends on the entries.
+        spare = Signal(self._trip, name="spare_trip", reset_less=True)
+        spare_valid = Signal(name="spare_trip_valid")
         check = Signal()  # the trip's run goes on to be split
-        measured = self._measured(m, held, nest)
-        m.d.comb += take.eq(active & nest.ready & (~trip_valid | check))
-        with m.If(take):
-            m.d.sync += trip_valid.eq(1)
-            m.d.sync += [trip[name].eq(value) for name, value in measured.items()]
-        with m.Elif(check):
-            m.d.sync += trip_valid.eq(0)
+        free = Signal(name="trip_free")
+        measured = Signal(self._trip, name="measured_trip")
+        m.d.comb += [
+            *[measured[name].eq(value) for name, value in self._measured(m, held, nest).items()],
+            take.eq(active & nest.ready & ~spare_valid),
+            free.eq(~trip_valid | check),
+        ]
+        with m.If(free):
+            m.d.sync += [
+                trip.eq(Mux(spare_valid, spare.as_value(), measured.as_value())),
+                trip_valid.eq(spare_valid | take),
+            ]
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(measured)
+        m.d.sync += spare_valid.eq((spare_valid | take) & ~free)
 
         run = Signal(entry_layout(self._config), reset_less=True)  # what is left of it
         run_valid = Signal()

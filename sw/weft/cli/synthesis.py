@@ -1,5 +1,6 @@
 """`weft synth`: area and clock of a machine on an FPGA."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,15 @@ def synth(
     frequency: Annotated[
         float, typer.Option("--frequency", min=1, help="MHz that place and route aim for.")
     ] = 100.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of placement.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", help="Of the first placement.")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option("--seeds", min=1, help="Placements; the most promising one is routed."),
+    ] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Placements at a time; without it one a processor."),
+    ] = None,
     speed_grade: Annotated[
         int | None,
         typer.Option("--speed-grade", help="Of the FPGA; without it the slowest."),
@@ -58,6 +67,8 @@ def synth(
             place=not resources_only,
             megahertz=frequency,
             seed=seed,
+            seeds=seeds,
+            jobs=jobs or os.cpu_count() or 1,
             speed_grade=speed_grade,
             placer=placer,
             router=router,
@@ -91,6 +102,11 @@ def _show(output: Output, report: SynthesisReport) -> None:
     output.say("(wrapper): shift registers around the ports, which are more than a package's pins")
     if report.refusal is not None:
         output.say(f"not placed: {report.refusal}")
+    if len(report.placements) > 1:
+        output.say(
+            "expected before routing, by seed: "
+            + ", ".join(f"{p.expected_mhz:.1f} MHz ({p.seed})" for p in report.placements)
+        )
     if report.clock_mhz is not None:
         output.say(f"clock: {report.clock_mhz:.1f} MHz after routing")
     if report.path is not None:

