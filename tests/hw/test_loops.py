@@ -18,7 +18,8 @@ def test_values_and_flags_equal_nested_loops(case: int) -> None:
     bases = {name: rng.randint(-1000, 1000) for name in streams}
     strides = {name: [rng.randint(-200, 200) for _ in range(loops)] for name in streams}
     handover = bool(case % 2)
-    nest = LoopNest(loops=loops, streams=streams, handover=handover)
+    prepared = case % 4 == 3
+    nest = LoopNest(loops=loops, streams=streams, handover=handover, prepared=prepared)
 
     async def bench(ctx):
         for i, count in enumerate(counts):
@@ -29,6 +30,8 @@ def test_values_and_flags_equal_nested_loops(case: int) -> None:
                 ctx.set(getattr(nest, f"{name}_strides")[i], strides[name][i])
         for name in streams:
             ctx.set(getattr(nest, f"{name}_base"), bases[name])
+        if prepared:
+            await ctx.tick()
         ctx.set(nest.load, 1)
         await ctx.tick()
         ctx.set(nest.load, 0)

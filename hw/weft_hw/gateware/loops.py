@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -47,6 +47,9 @@ class LoopNest(wiring.Component):
         Streams that have a leap.
     handover : bool
         In the cycle with ``load`` the counts come from elsewhere than later.
+    prepared : bool
+        With ``handover``: what comes with ``load`` has been there in the cycle before it, too, so
+        that what is compared with counts is in registers when ``load`` arrives, which may be late.
 
     Members
     -------
@@ -67,7 +70,8 @@ class LoopNest(wiring.Component):
         For each leaping stream.
     first_counts : In(array of unsigned(12))
         With ``handover``: instead of ``counts`` in the cycle with ``load``. One choice the less
-        between ``load`` and the registers that look ahead.
+        between ``load`` and the registers that look ahead. With ``prepared``: in the cycle before
+        it as well.
     """
 
     def __init__(
@@ -78,16 +82,20 @@ class LoopNest(wiring.Component):
         overlap: int | None = None,
         leaping: Collection[str] = (),
         handover: bool = False,
+        prepared: bool = False,
     ) -> None:
         if loops < 1:
             raise ValueError(f"`loops` must be a positive integer, not {loops}")
         if overlap is not None and not 0 <= overlap < loops - 1:
             raise ValueError(f"`overlap` must be from 0 to {loops - 2}, not {overlap}")
+        if prepared and not handover:
+            raise ValueError("`prepared` counts need `handover`")
         self._loops = loops
         self._streams = dict(streams)
         self._overlap = overlap
         self._leaping = frozenset(leaping)
         self._handover = handover
+        self._prepared = prepared
         members: dict[str, object] = {
             "load": In(1),
             "advance": In(1),
@@ -136,11 +144,14 @@ class LoopNest(wiring.Component):
             later = Mux(inside, ~last[self._overlap], ~first[self._overlap])
             m.d.comb += shortened.eq(self.overlaps & later)
         loads = self.first_counts if self._handover else self.counts
+        ones, twos = Signal(self._loops), Signal(self._loops)  # of the counts that are loaded
+        domain = m.d.sync if self._prepared else m.d.comb
+        domain += [ones[i].eq(loads[i] == 1) for i in loops]
+        domain += [twos[i].eq(loads[i] == 2) for i in loops]
         for i in loops:
             with m.If(self.load):
                 m.d.sync += [remaining[i].eq(loads[i]), first[i].eq(1)]
-                m.d.sync += [single[i].eq(loads[i] == 1), double[i].eq(loads[i] == 2)]
-                m.d.sync += nearly[i].eq(loads[i] == 2)
+                m.d.sync += [single[i].eq(ones[i]), double[i].eq(twos[i]), nearly[i].eq(twos[i])]
             with m.Elif(moves & inner_last[i]):
                 m.d.sync += remaining[i].eq(self.counts[i])
                 m.d.sync += [nearly[i].eq(double[i]), first[i].eq(1)]
@@ -152,21 +163,25 @@ class LoopNest(wiring.Component):
                 m.d.sync += [remaining[i].eq(remaining[i] - 1), first[i].eq(0)]
                 m.d.sync += nearly[i].eq(remaining[i] == 3)
         last_follows = Signal(self._loops)
-        last_loads = Signal(self._loops)
         restarts: list[Value] = list(single)
         if self._overlap is not None:
             restarts[-1] = Mux(shortened, self.short_count == 1, single[-1])
         for i in loops:
-            m.d.comb += [
-                last_loads[i].eq(loads[i] == 1),
-                last_follows[i].eq(
-                    Mux(inner_last[i], restarts[i], Mux(inner_last[i + 1], nearly[i], last[i]))
-                ),
-            ]
+            m.d.comb += last_follows[i].eq(
+                Mux(inner_last[i], restarts[i], Mux(inner_last[i + 1], nearly[i], last[i]))
+            )
         with m.If(self.load):
-            self._look_ahead(m, last_loads, last, inner_last, steps)
+            m.d.sync += last.eq(ones)
         with m.Elif(moves):
-            self._look_ahead(m, last_follows, last, inner_last, steps)
+            m.d.sync += last.eq(last_follows)
+        for register, ahead in ((inner_last, self._inner_last), (steps, self._steps)):
+            loaded_first = Signal.like(register, name=f"first_{register.name}")
+            loads_ones = Cat(value == 1 for value in loads)
+            domain += loaded_first.eq(ahead(loads_ones))
+            with m.If(self.load):
+                m.d.sync += register.eq(loaded_first)
+            with m.Elif(moves):
+                m.d.sync += register.eq(ahead(last_follows))
 
         # The step that leads to it: where it starts, and what it changes.
         changes = Signal(self._loops)
@@ -188,17 +203,13 @@ class LoopNest(wiring.Component):
             self._elaborate_stream(m, name, width, strides, moves, steps, changes, from_value)
         return m
 
-    def _look_ahead(
-        self, m: Module, following: Signal, last: Signal, inner_last: Signal, steps: Signal
-    ) -> None:
-        """Registers of a trip from its last flags: which loop steps at its end."""
-        m.d.sync += [last.eq(following), inner_last[-1].eq(1)]
-        for i in range(self._loops):
-            inner = following[i + 1 :].all()
-            m.d.sync += [
-                inner_last[i].eq(following[i] & inner),
-                steps[i].eq(~following[i] & inner),
-            ]
+    def _inner_last(self, last: Value) -> Value:
+        """Of a trip's last flags: bit i for loop i and all inside it; one bit more for none."""
+        return Cat(*(last[i:].all() for i in range(self._loops)), Const(1))
+
+    def _steps(self, last: Value) -> Value:
+        """Of a trip's last flags: which loop steps at its end."""
+        return Cat(~last[i] & last[i + 1 :].all() for i in range(self._loops))
 
     def _elaborate_stream(
         self,

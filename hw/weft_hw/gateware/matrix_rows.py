@@ -89,7 +89,12 @@ def row_nest(m: Module, config: AcceleratorConfig, front: SimpleNamespace) -> Si
         "y": COORDINATE_BITS,
         "x": COORDINATE_BITS,
     }
-    m.submodules.nest = nest = LoopNest(loops=LOOPS_MATRIX, streams=streams, handover=True)
+    m.submodules.nest = nest = LoopNest(
+        loops=LOOPS_MATRIX,
+        streams=streams,
+        handover=True,
+        prepared=True,  # an instruction is checked in the cycle before
+    )
     held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
     offset = Signal.like(front.offset, name="nest_offset")
     active = Signal(name="nest_active")

@@ -129,6 +129,7 @@ class TileLoader(wiring.Component):
             loops=LOOPS_MATRIX + 1,
             streams={"top": TOP_ADDRESS_BITS, "y": COORDINATE_BITS, "x": COORDINATE_BITS},
             handover=True,
+            prepared=True,  # an instruction is checked in the cycle before
         )
         held = Signal(instruction_layout(Matrix), name="held", reset_less=True)
         active = Signal()
