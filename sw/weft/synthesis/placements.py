@@ -17,6 +17,10 @@ REPORT = "report.json"
 # The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure.
 _TOLERANT = ("--lpf-allow-unconstrained", "--timing-allow-fail")
 _CLOCK = re.compile(r"Max frequency for clock\s+'[^']*': ([0-9.]+) MHz")
+_REFINED = re.compile(r"at iteration #1: .*wirelen = (\d+)")  # at the start of refinement
+WORTH_REFINING = 1.05
+"""Refinement takes most of a placement's time, and shortens wires by about 8 %. A placement with
+wires longer than the shortest ones so far by this factor is given up instead."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,10 @@ def place_and_route(
 ) -> tuple[dict[str, Any], tuple[Placement, ...]]:
     """Place a netlist with each seed and route the placement of which nextpnr expects most.
 
-    A placement's clock before routing tells placements of one netlist apart: of five machines that
-    were routed, the clock after routing was 1.38 to 1.44 times it (docs/measurements.md). Routing
-    takes several times as long as placing, so only one is routed.
+    Placements whose wires are much longer than another one's before they are refined are not
+    finished. The clock that nextpnr expects of a finished one tells placements of one netlist
+    apart: of five machines that were routed, the clock after routing was 1.38 to 1.44 times it
+    (docs/measurements.md). Routing takes several times as long as placing: only one is routed.
 
     Parameters
     ----------
@@ -69,12 +74,12 @@ def place_and_route(
     report : dict
         nextpnr's, after routing.
     placements : tuple of Placement
-        The routed one first.
+        Those finished, the routed one first.
 
     Raises
     ------
     ToolFailed
-        If routing fails, or each placement does.
+        If routing fails, or every placement does.
     """
     options = [*command, *_TOLERANT]
     if len(seeds) == 1:
@@ -99,6 +104,10 @@ def _placed(seed: int) -> str:
     return f"placed-{seed}.json"
 
 
+class _GivenUp(Exception):
+    """This placement's wires are too long to go on."""
+
+
 def _place(
     options: Sequence[str],
     netlist: str,
@@ -110,17 +119,24 @@ def _place(
     """Place with each seed, so many at a time; the most promising first, only its file is kept."""
     stopped = threading.Event()
     failures: list[ToolFailed] = []
+    lengths: list[int] = []
 
     def place(seed: int) -> Placement | None:
         def tell(step: str) -> None:
             if stopped.is_set():  # the tool is ended by what its caller is told
                 raise InterruptedError
             progress(f"nextpnr, seed {seed}: {step}")
+            if (refined := _REFINED.search(step)) is not None:
+                lengths.append(int(refined[1]))
+                if lengths[-1] > WORTH_REFINING * min(lengths):
+                    raise _GivenUp
 
         log = f"place-{seed}.log"
         run = [*options, "--json", netlist, "--seed", str(seed), "--no-route"]
         try:
             run_tool([*run, "--write", _placed(seed)], directory, log, tell)
+        except _GivenUp:
+            return None
         except ToolFailed as failure:  # a seed's legalization may fail where another one's does not
             failures.append(failure)
             return None
