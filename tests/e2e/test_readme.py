@@ -5,9 +5,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from weft.cli import main, synthesis
+from weft.synthesis import SynthesisReport
+from weft.synthesis.area import Area
+from weft_hw import AcceleratorConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -124,3 +130,18 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert {"demo", "test", "lint"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_synthesis_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes too long for a test: only what it asks for is looked at."""
+    asked = {}
+
+    def take(config: AcceleratorConfig, target: str, folder: Path, **options: Any) -> Any:
+        asked.update(options, config=config.name, target=target)
+        return SynthesisReport(Area(), Area(), {})
+
+    monkeypatch.setattr(synthesis, "synthesize", take)
+    (command,) = re.findall(r"`(weft synth .*?)`", README.replace("\n", " "))
+    assert main(shlex.split(command)[1:]) == 0
+    wanted = {"config": "edge8", "target": "ecp5-85k", "megahertz": 80, "seeds": 4, "place": True}
+    assert wanted.items() <= asked.items()
