@@ -17,10 +17,10 @@ REPORT = "report.json"
 # The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure.
 _TOLERANT = ("--lpf-allow-unconstrained", "--timing-allow-fail")
 _CLOCK = re.compile(r"Max frequency for clock\s+'[^']*': ([0-9.]+) MHz")
-_REFINED = re.compile(r"at iteration #1: .*wirelen = (\d+)")  # at the start of refinement
+_REFINING = re.compile(r"at iteration #\d+: .*wirelen = (\d+)")
 WORTH_REFINING = 1.05
-"""Refinement takes most of a placement's time, and shortens wires by about 8 %. A placement with
-wires longer than the shortest ones so far by this factor is given up instead."""
+"""Refinement takes most of a placement's time, and shortens wires by about 8 %. A placement whose
+wires are longer than another one's by more than this factor when it begins is given up."""
 
 
 @dataclass(frozen=True)
@@ -119,16 +119,16 @@ def _place(
     """Place with each seed, so many at a time; the most promising first, only its file is kept."""
     stopped = threading.Event()
     failures: list[ToolFailed] = []
-    lengths: list[int] = []
+    lengths: dict[int, int] = {}  # of wires when refinement begins, by seed
 
     def place(seed: int) -> Placement | None:
         def tell(step: str) -> None:
             if stopped.is_set():  # the tool is ended by what its caller is told
                 raise InterruptedError
             progress(f"nextpnr, seed {seed}: {step}")
-            if (refined := _REFINED.search(step)) is not None:
-                lengths.append(int(refined[1]))
-                if lengths[-1] > WORTH_REFINING * min(lengths):
+            if (refining := _REFINING.search(step)) is not None:
+                at_first = lengths.setdefault(seed, int(refining[1]))
+                if at_first > WORTH_REFINING * min(lengths.copy().values()):
                     raise _GivenUp
 
         log = f"place-{seed}.log"
