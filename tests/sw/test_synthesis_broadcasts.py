@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from weft.synthesis.broadcasts import LEAST_LOADS, LEAST_MODULES, copy_broadcasts
+from weft.synthesis.broadcasts import LEAST_LOADS, LEAST_MODULES, LEVELS, copy_broadcasts
 
 CLOCK = 2
 MODULES = ("core.load", "core.matrix", "core.vector", "core.store")
@@ -70,6 +70,24 @@ def test_every_module_has_its_own() -> None:
     assert all(len(there) == 1 for there in nets.values())
     assert len(set.union(*nets.values())) == len(MODULES)
     assert copy_broadcasts(module) == 0  # each has one module now
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3])
+def test_a_table_belongs_to_the_registers_before_it(levels: int) -> None:
+    """One of LOAD's name looks at a register of STORE's, directly or through other tables."""
+    module = _broadcast(dict.fromkeys(MODULES, LEAST_LOADS // len(MODULES)))
+    cells = module["cells"]
+    cells["design.core.store.held"] = _cell("TRELLIS_FF", {"CLK": CLOCK, "DI": 3}, {"Q": 1000})
+    for level in range(levels):
+        name = f"design.core.load.between_{level}"
+        cells[name] = _cell("LUT4", {"A": 1000 + level, "B": 5}, {"Z": 1001 + level})
+    table = cells["design.core.load.gate_0"]
+    table["connections"]["B"] = [1000 + levels]
+    before = _delayed(copy.deepcopy(module))
+    copy_broadcasts(module)
+    assert _delayed(module) == before
+    beside = "store" if levels < LEVELS else "load"
+    assert table["connections"]["A"] == cells[f"design.core.{beside}.gate_1"]["connections"]["A"]
 
 
 @pytest.mark.parametrize(

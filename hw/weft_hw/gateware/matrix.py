@@ -372,31 +372,34 @@ class MatrixEngine(wiring.Component):
         fault = engine.fault
         tile_missing = ~loader.loaded & Mux(row.valid, row.current.swap, row.bad & row.swap)
         row_reached = row.bad & (loader.loaded | ~row.swap)
+        found = Signal(name="fault_found")
         with m.If(loader.bad & tile_missing):
-            m.d.comb += [
-                fault.valid.eq(1),
+            m.d.comb += found.eq(1)
+            m.d.sync += [
                 fault.cause.eq(FaultCause.LOCAL_ADDRESS),
                 fault.instruction.eq(front.loader_offset),
                 fault.address.eq(loader.bad_address),
             ]
         with m.Elif(row_reached):
-            m.d.comb += [
-                fault.valid.eq(1),
+            m.d.comb += found.eq(1)
+            m.d.sync += [
                 fault.cause.eq(FaultCause.LOCAL_ADDRESS),
                 fault.instruction.eq(row.offset),
                 fault.address.eq(row.bad_address),
             ]
         with m.Elif(front.valid & (front.unsupported | front.zero) & ~row.active & ~row.pending):
-            m.d.comb += [
-                fault.valid.eq(1),
+            m.d.comb += found.eq(1)
+            m.d.sync += [
                 fault.cause.eq(
                     Mux(front.unsupported, FaultCause.UNSUPPORTED_FIELD, FaultCause.ZERO_COUNT)
                 ),
                 fault.instruction.eq(front.offset),
+                fault.address.eq(0),
             ]
         with m.If(~drained | self._halted):
-            m.d.comb += fault.valid.eq(0)
-        with m.If(fault.valid):
+            m.d.comb += found.eq(0)
+        m.d.sync += fault.valid.eq(found)
+        with m.If(found):
             m.d.sync += reported.eq(1)
         m.d.comb += [
             self._halted.eq(reported | engine.stop),

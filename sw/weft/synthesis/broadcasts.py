@@ -5,14 +5,17 @@ registers one again. Its wires then lead from one place to all users across the 
 """
 
 import copy
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["copy_broadcasts"]
 
 REGISTER = "TRELLIS_FF"
+MEMORIES = ("DP16KD", "TRELLIS_DPR16X4")
 LEAST_LOADS = 32
 LEAST_MODULES = 3
+LEVELS = 3  # of look-up tables that are looked through for the registers in front of one
 PATH_PARTS = 3  # of a cell's name that tell its module: wrapper's instance, core, engine or memory
 
 
@@ -21,7 +24,10 @@ def copy_broadcasts(module: dict[str, Any]) -> int:
 
     Only those with at least ``LEAST_LOADS`` loads, and two or more in each of ``LEAST_MODULES``
     modules. A copy takes a flip-flop, and no look-up table. The original keeps the module with the
-    most loads, and single ones.
+    most loads.
+
+    Look-up tables that Yosys has made of several modules' logic bear the name of one of them, but
+    are placed beside the registers that they look at: those tell which copy they are to have.
 
     Parameters
     ----------
@@ -31,26 +37,33 @@ def copy_broadcasts(module: dict[str, Any]) -> int:
     cells = module["cells"]
     outputs = {cell["connections"]["Q"][0] for cell in cells.values() if cell["type"] == REGISTER}
     loads: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
+    drivers: dict[int, str] = {}
     following = 1 + max(
         (bit for _, _, bits in _pins(module) for bit in bits if isinstance(bit, int)), default=0
     )
     for name, port, bits in _pins(module):
-        if name in cells and cells[name]["port_directions"][port] == "input":
-            for place, bit in enumerate(bits):
-                if bit in outputs:
-                    loads[bit].append((name, port, place))
+        if name not in cells:
+            continue
+        reads = cells[name]["port_directions"][port] == "input"
+        for place, bit in enumerate(bits):
+            if reads and bit in outputs:
+                loads[bit].append((name, port, place))
+            elif not reads:
+                drivers[bit] = name
     copies = {}
     for name, cell in cells.items():
         if cell["type"] != REGISTER or cell["connections"]["DI"][0] not in outputs:
             continue
-        by_module = defaultdict(list)
-        for load in loads[cell["connections"]["Q"][0]]:
-            by_module[_module(load[0])].append(load)
-        several = [path for path, there in by_module.items() if len(there) > 1]
-        if sum(map(len, by_module.values())) < LEAST_LOADS or len(several) < LEAST_MODULES:
+        source = cell["connections"]["Q"][0]
+        if len(loads[source]) < LEAST_LOADS:
             continue
-        for path in sorted(several, key=lambda path: (-len(by_module[path]), path))[1:]:
-            copy_name = f"{name}_of_{path.rpartition('.')[2]}"
+        by_module = defaultdict(list)
+        for load in loads[source]:
+            by_module[_module_beside(load[0], source, cells, drivers)].append(load)
+        if sum(len(there) > 1 for there in by_module.values()) < LEAST_MODULES:
+            continue
+        for path in sorted(by_module, key=lambda path: (-len(by_module[path]), path))[1:]:
+            copy_name = f"{name}_of_{path.rpartition('.')[2] or 'top'}"
             copies[copy_name] = copy.deepcopy(cell)
             copies[copy_name]["connections"]["Q"] = [following]
             for user, port, place in by_module[path]:
@@ -63,6 +76,35 @@ def copy_broadcasts(module: dict[str, Any]) -> int:
             following += 1
     cells.update(copies)
     return len(copies)
+
+
+def _module_beside(
+    name: str, source: int, cells: Mapping[str, Any], drivers: Mapping[int, str]
+) -> str:
+    """The module of a load: its own name's, of a look-up table that of most registers before it.
+
+    ``source`` is the bit that it is a load of, which tells nothing.
+    """
+    if _keeps_state(cells[name]):
+        return _module(name)
+    votes: Counter[str] = Counter()
+    level = {name}
+    for _ in range(LEVELS):
+        before = {
+            drivers[bit]
+            for cell in level
+            for port, bits in cells[cell]["connections"].items()
+            if cells[cell]["port_directions"][port] == "input"
+            for bit in bits
+            if bit in drivers and bit != source
+        }
+        votes.update(_module(cell) for cell in before if _keeps_state(cells[cell]))
+        level = {cell for cell in before if not _keeps_state(cells[cell])}
+    return min(votes, key=lambda path: (-votes[path], path)) if votes else _module(name)
+
+
+def _keeps_state(cell: Mapping[str, Any]) -> bool:
+    return cell["type"] == REGISTER or cell["type"] in MEMORIES
 
 
 def _pins(module: dict[str, Any]) -> list[tuple[str, str, list[Any]]]:
