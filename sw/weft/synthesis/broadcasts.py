@@ -6,7 +6,7 @@ registers one again. Its wires then lead from one place to all users across the 
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 __all__ = ["copy_broadcasts"]
@@ -36,20 +36,8 @@ def copy_broadcasts(module: dict[str, Any]) -> int:
     """
     cells = module["cells"]
     outputs = {cell["connections"]["Q"][0] for cell in cells.values() if cell["type"] == REGISTER}
-    loads: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
-    drivers: dict[int, str] = {}
-    following = 1 + max(
-        (bit for _, _, bits in _pins(module) for bit in bits if isinstance(bit, int)), default=0
-    )
-    for name, port, bits in _pins(module):
-        if name not in cells:
-            continue
-        reads = cells[name]["port_directions"][port] == "input"
-        for place, bit in enumerate(bits):
-            if reads and bit in outputs:
-                loads[bit].append((name, port, place))
-            elif not reads:
-                drivers[bit] = name
+    loads, drivers = _loads_and_drivers(cells, outputs)
+    following = 1 + max(bit for bits in _all_bits(module) for bit in bits if isinstance(bit, int))
     copies = {}
     for name, cell in cells.items():
         if cell["type"] != REGISTER or cell["connections"]["DI"][0] not in outputs:
@@ -68,14 +56,28 @@ def copy_broadcasts(module: dict[str, Any]) -> int:
             copies[copy_name]["connections"]["Q"] = [following]
             for user, port, place in by_module[path]:
                 cells[user]["connections"][port][place] = following
-            module["netnames"][f"{copy_name}_Q"] = {
-                "hide_name": 0,
-                "bits": [following],
-                "attributes": {},
-            }
+            net = {"hide_name": 0, "bits": [following], "attributes": {}}
+            module["netnames"][f"{copy_name}_Q"] = net
             following += 1
     cells.update(copies)
     return len(copies)
+
+
+def _loads_and_drivers(
+    cells: Mapping[str, Any], outputs: Collection[int]
+) -> tuple[dict[int, list[tuple[str, str, int]]], dict[int, str]]:
+    """Cell, port and place in it of each load of the ``outputs``; the cell that drives each bit."""
+    loads: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
+    drivers: dict[int, str] = {}
+    for name, cell in cells.items():
+        for port, bits in cell["connections"].items():
+            reads = cell["port_directions"][port] == "input"
+            for place, bit in enumerate(bits):
+                if not reads:
+                    drivers[bit] = name
+                elif bit in outputs:
+                    loads[bit].append((name, port, place))
+    return loads, drivers
 
 
 def _module_beside(
@@ -107,15 +109,12 @@ def _keeps_state(cell: Mapping[str, Any]) -> bool:
     return cell["type"] == REGISTER or cell["type"] in MEMORIES
 
 
-def _pins(module: dict[str, Any]) -> list[tuple[str, str, list[Any]]]:
-    """Owner, port and bits of every connection; the owner of the module's own ports has no name."""
-    pins = [
-        (name, port, bits)
-        for name, cell in module["cells"].items()
-        for port, bits in cell["connections"].items()
-    ]
-    pins += [("", port, entry["bits"]) for port, entry in module["ports"].items()]
-    return pins + [("", name, entry["bits"]) for name, entry in module["netnames"].items()]
+def _all_bits(module: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    """The bits of every connection, port and name; constants among them are strings."""
+    for cell in module["cells"].values():
+        yield from cell["connections"].values()
+    for entry in (*module["ports"].values(), *module["netnames"].values()):
+        yield entry["bits"]
 
 
 def _module(cell: str) -> str:
