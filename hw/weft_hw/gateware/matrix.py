@@ -78,6 +78,7 @@ class MatrixEngine(wiring.Component):
         m.submodules.array = self._array = SystolicArray(self._config)
         m.submodules.loader = self._loader = TileLoader(self._config)
         self._halted = Signal()
+        self._still = Signal()  # a cycle later: no new request, which comes early in its cycle
 
         front = self._accept(m)
         row = row_nest(m, self._config, front)
@@ -106,8 +107,9 @@ class MatrixEngine(wiring.Component):
             loader.start.eq(sound & ~loader_took & loader.free & ~self._halted),
             nest_start.eq(sound & ~nest_took & nest_free & ~self._halted),
             loader.instruction.eq(fields),
-            loader.halt.eq(self._halted),
+            loader.halt.eq(self._still),
         ]
+        m.d.sync += self._still.eq(self._halted)
         loader_offset = Signal.like(offset, name="loader_offset")
         # Of the instruction that the loader's rows under check belong to.
         checked_offset = Signal.like(offset, name="loader_checked_offset")
@@ -184,7 +186,7 @@ class MatrixEngine(wiring.Component):
         pause = self.update.pause & patient & ~current.streams
         m.d.comb += [
             clears.eq(row.valid & current.streams & ~summing),
-            halts.eq(pause | self._halted),
+            halts.eq(pause | self._still),
             allowed.eq(row.valid & ready & begun & ~shifts & (waiting | ~halts)),
             self.left.valid.eq(allowed & current.reads),
             self.left.address.eq(current.address),
@@ -372,33 +374,33 @@ class MatrixEngine(wiring.Component):
         fault = engine.fault
         tile_missing = ~loader.loaded & Mux(row.valid, row.current.swap, row.bad & row.swap)
         row_reached = row.bad & (loader.loaded | ~row.swap)
+        refused = front.valid & (front.unsupported | front.zero) & ~row.active & ~row.pending
+        # Each of these stays as it is once it is true, so that it may be looked at a cycle later.
+        tile_is_bad, row_is_bad, is_refused, calm = _bits(
+            "tile_is_bad", "row_is_bad", "is_refused", "calm"
+        )
         found = Signal(name="fault_found")
-        with m.If(loader.bad & tile_missing):
-            m.d.comb += found.eq(1)
-            m.d.sync += [
-                fault.cause.eq(FaultCause.LOCAL_ADDRESS),
-                fault.instruction.eq(front.loader_offset),
-                fault.address.eq(loader.bad_address),
-            ]
-        with m.Elif(row_reached):
-            m.d.comb += found.eq(1)
-            m.d.sync += [
-                fault.cause.eq(FaultCause.LOCAL_ADDRESS),
-                fault.instruction.eq(row.offset),
-                fault.address.eq(row.bad_address),
-            ]
-        with m.Elif(front.valid & (front.unsupported | front.zero) & ~row.active & ~row.pending):
-            m.d.comb += found.eq(1)
-            m.d.sync += [
-                fault.cause.eq(
-                    Mux(front.unsupported, FaultCause.UNSUPPORTED_FIELD, FaultCause.ZERO_COUNT)
-                ),
-                fault.instruction.eq(front.offset),
-                fault.address.eq(0),
-            ]
-        with m.If(~drained | self._halted):
-            m.d.comb += found.eq(0)
-        m.d.sync += fault.valid.eq(found)
+        m.d.comb += found.eq((tile_is_bad | row_is_bad | is_refused) & calm & ~self._halted)
+        m.d.sync += [
+            tile_is_bad.eq(loader.bad & tile_missing),
+            row_is_bad.eq(row_reached),
+            is_refused.eq(refused),
+            calm.eq(drained),
+            fault.valid.eq(found),
+            fault.cause.eq(
+                Mux(
+                    tile_is_bad | row_is_bad,
+                    FaultCause.LOCAL_ADDRESS,
+                    Mux(front.unsupported, FaultCause.UNSUPPORTED_FIELD, FaultCause.ZERO_COUNT),
+                )
+            ),
+            fault.instruction.eq(
+                Mux(tile_is_bad, front.loader_offset, Mux(row_is_bad, row.offset, front.offset))
+            ),
+            fault.address.eq(
+                Mux(tile_is_bad, loader.bad_address, Mux(row_is_bad, row.bad_address, 0))
+            ),
+        ]
         with m.If(found):
             m.d.sync += reported.eq(1)
         m.d.comb += [
