@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from counter_design import DESIGN
-from weft.cli import main
+from weft.cli import main, synthesis
+from weft.synthesis import SynthesisReport
+from weft.synthesis.area import Area
 from weft.synthesis.flow import synthesize_verilog
 from weft.synthesis.placements import Placement, expected_clock, place_and_route
 from weft.synthesis.tools import ToolFailed
@@ -133,3 +135,18 @@ def test_placements_of_a_small_design(tmp_path: Path) -> None:
 def test_no_placements_at_all_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synth", "--config", "tiny", "--seeds", "0"]) == 2
     assert "--seeds" in capsys.readouterr().err
+
+
+def test_the_command_tells_what_was_expected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    placements = (Placement(4, 60.04), Placement(3, 51.0))
+    report = SynthesisReport(Area(), Area(), {}, clock_mhz=83.0, placements=placements)
+    monkeypatch.setattr(synthesis, "synthesize", lambda *arguments, **options: report)
+    command = ["synth", "--config", "tiny", "--seed", "3", "--seeds", "2", "-o", str(tmp_path)]
+    assert main(command) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "60.0 MHz (seed 4), 51.0 MHz (seed 3); the first one was routed" in told
+    assert main([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [placement["seed"] for placement in result["placements"]] == [4, 3]

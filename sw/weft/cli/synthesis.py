@@ -102,11 +102,13 @@ def _show(output: Output, report: SynthesisReport) -> None:
     output.say("(wrapper): shift registers around the ports, which are more than a package's pins")
     if report.refusal is not None:
         output.say(f"not placed: {report.refusal}")
-    if len(report.placements) > 1:
-        output.say(
-            "expected before routing, by seed: "
-            + ", ".join(f"{p.expected_mhz:.1f} MHz ({p.seed})" for p in report.placements)
-        )
+    expected = [
+        f"{placement.expected_mhz:.1f} MHz (seed {placement.seed})"
+        for placement in report.placements
+        if placement.expected_mhz is not None
+    ]
+    if expected:
+        output.say(f"expected before routing: {', '.join(expected)}; the first one was routed")
     if report.clock_mhz is not None:
         output.say(f"clock: {report.clock_mhz:.1f} MHz after routing")
     if report.path is not None:
