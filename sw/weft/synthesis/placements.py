@@ -53,7 +53,7 @@ def place_and_route(
 
     Placements whose wires are much longer than another one's before they are refined are not
     finished. The clock that nextpnr expects of a finished one tells placements of one netlist
-    apart: of five machines that were routed, the clock after routing was 1.38 to 1.44 times it
+    apart: of five machines that were routed, the clock after routing was 1.35 to 1.44 times it
     (docs/measurements.md). Routing takes several times as long as placing: only one is routed.
 
     Parameters
