@@ -120,7 +120,7 @@ def _shifted(value: Value, memory: Value, element: Value, *, left: bool) -> Valu
 
 
 def _trips(m: Module, dut: TransferGenerator, inside: Inside, kind: type[Load | Store]) -> None:
-    """Invariants of the fields once checked, and of a trip before its check."""
+    """Invariants of the fields once checked, and of the trips before their check."""
 
     def sound(run_bytes: Value, memory: Value, element: Value) -> Value:
         rows = memory == Memory.ACCUMULATOR
@@ -142,17 +142,18 @@ def _trips(m: Module, dut: TransferGenerator, inside: Inside, kind: type[Load | 
         | ~fine
         | (inside["further"] == _shifted(reach, held.memory, held.element, left=False)),
     )
-    trip = inside["trip"]
-    if not isinstance(trip, data.View):
-        trip = data.View(dut._trip, trip)
-    passed = inside["trip_valid"] & (trip.cause == 0)
-    reach = trip.bytes - 1
-    further = _shifted(reach, trip.memory, trip.element, left=False)
-    always(m, ~passed | sound(trip.bytes, trip.memory, trip.element))
-    always(m, ~passed | (trip.last_local == trip.local + further))
-    always(m, ~passed | (trip.last_dram == trip.dram + reach))
-    packed = _shifted(trip.local, trip.memory, trip.element, left=True)
-    always(m, ~passed | (trip.packed == packed[: len(trip.packed)]))
+    for name in ("trip", "spare_trip"):
+        trip = inside[name]
+        if not isinstance(trip, data.View):
+            trip = data.View(dut._trip, trip)
+        passed = inside[f"{name}_valid"] & (trip.cause == 0)
+        reach = trip.bytes - 1
+        further = _shifted(reach, trip.memory, trip.element, left=False)
+        always(m, ~passed | sound(trip.bytes, trip.memory, trip.element))
+        always(m, ~passed | (trip.last_local == trip.local + further))
+        always(m, ~passed | (trip.last_dram == trip.dram + reach))
+        packed = _shifted(trip.local, trip.memory, trip.element, left=True)
+        always(m, ~passed | (trip.packed == packed[: len(trip.packed)]))
 
 
 def load_entries(m: Module) -> None:
