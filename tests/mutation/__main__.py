@@ -78,6 +78,8 @@ def main() -> int:
         for fault in FAULTS
         if not words or any(word in fault.file + fault.breaks for word in words)
     ]
+    if not chosen:
+        parser.error(f"no fault's file or effect has {' or '.join(words)}")
     # A test that fails without a fault notices nothing.
     with tempfile.TemporaryDirectory(prefix="weft-mutation-") as folder:
         tree = Path(folder, "weft")
