@@ -43,6 +43,7 @@ class MatrixEngine(wiring.Component):
 
     An instruction retires once its last row is readable. A fault is reported when every row before
     it has been written and every earlier instruction has retired; after it nothing more happens.
+    With ``stop`` nothing retires any more, and requests end a cycle later.
 
     Parameters
     ----------
@@ -78,7 +79,8 @@ class MatrixEngine(wiring.Component):
         m.submodules.array = self._array = SystolicArray(self._config)
         m.submodules.loader = self._loader = TileLoader(self._config)
         self._halted = Signal()
-        self._still = Signal()  # a cycle later: no new request, which comes early in its cycle
+        # Halted in the cycle before: for requests, which other engines' choices follow.
+        self._still = Signal()
 
         front = self._accept(m)
         row = row_nest(m, self._config, front)
