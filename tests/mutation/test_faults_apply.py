@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mutation.__main__ import main
 from mutation.faults import FAULTS, GATEWARE, Fault
 
 TREE = Path(__file__).resolve().parents[2]
@@ -18,3 +19,12 @@ def test_a_fault_applies_in_exactly_one_place(fault: Fault) -> None:
 
 def test_there_are_enough_faults() -> None:
     assert len({(fault.file, fault.old) for fault in FAULTS}) == len(FAULTS) >= 15
+
+
+def test_words_that_no_fault_has_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mutation", "no such file"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "no fault's file or effect has no such file" in capsys.readouterr().err

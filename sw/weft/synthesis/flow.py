@@ -40,7 +40,7 @@ class SynthesisReport:
         Why the design was not placed: what it needs more of than the target has, or that there is
         no open place and route for the target.
     placements : tuple of Placement
-        Those made, the routed one first.
+        Those finished, the routed one first.
     """
 
     used: Area

@@ -19,7 +19,7 @@ _TOLERANT = ("--lpf-allow-unconstrained", "--timing-allow-fail")
 _CLOCK = re.compile(r"Max frequency for clock\s+'[^']*': ([0-9.]+) MHz")
 _REFINING = re.compile(r"at iteration #\d+: .*wirelen = (\d+)")
 WORTH_REFINING = 1.05
-"""Refinement takes most of a placement's time, and shortens wires by about 8 %. A placement whose
+"""Refinement takes most of a placement's time, and shortens wires by 8 to 10 %. A placement whose
 wires are longer than another one's by more than this factor when it begins is given up."""
 
 
@@ -53,8 +53,8 @@ def place_and_route(
 
     Placements whose wires are much longer than another one's before they are refined are not
     finished. The clock that nextpnr expects of a finished one tells placements of one netlist
-    apart: of five machines that were routed, the clock after routing was 1.35 to 1.44 times it
-    (docs/measurements.md). Routing takes several times as long as placing: only one is routed.
+    apart: of five netlists that were routed, the clock after routing was 1.35 to 1.44 times it
+    (docs/measurements.md). Routing takes about twice as long as placing: only one is routed.
 
     Parameters
     ----------
