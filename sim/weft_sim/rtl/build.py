@@ -8,6 +8,7 @@ from weft_hw.config import AcceleratorConfig
 from weft_hw.errors import WeftError
 from weft_sim.cache import Progress, cached, content_key, discard, source_hash
 from weft_sim.rtl.compilation import TOP, Recipe, compiled
+from weft_sim.rtl.model_text import model_text
 from weft_sim.toolchain import has_fst_support
 
 __all__ = ["Simulator", "Variant", "build_simulator", "machine_verilog", "verilated_defines"]
@@ -89,6 +90,9 @@ def build_simulator(
 ) -> Simulator:
     """The simulator of this Verilog, whose top module is ``weft_top``; built if not in the cache.
 
+    Verilator reads it as :func:`~weft_sim.rtl.model_text.model_text` rewrites it, which cocotb's
+    simulator does not.
+
     Raises
     ------
     WeftError
@@ -120,5 +124,5 @@ def build_simulator(
         compile_flags=("-fvisibility=hidden",),  # several simulators live in one process
         link_flags=("-shared", *(["-lz", "-llz4"] if variant.waveform == "fst" else [])),
     )
-    library, key = compiled(_KIND, recipe, verilog, progress=progress)
+    library, key = compiled(_KIND, recipe, model_text(verilog), progress=progress)
     return Simulator(library, key)
