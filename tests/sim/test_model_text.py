@@ -93,6 +93,7 @@ def test_a_write_port_writes_its_row_at_once() -> None:
         ("m[row][3:0]", "m[other][3:0]"),
         ("  reg [7:0] m [3:0];", "  reg [8:0] m [3:0];"),
         ("  reg [7:0] m [3:0];", "  reg [7:0] m [3:0];\n  reg m$row;"),
+        ("  reg [7:0] m [3:0];", "  reg [7:0] m [3:0];\n  always @(posedge clk)\n    m[1] <= a;"),
     ],
 )
 def test_what_looks_different_stays(before: str, after: str) -> None:

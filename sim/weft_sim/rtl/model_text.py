@@ -91,8 +91,9 @@ def _whole_rows(text: str) -> str:
         row, memory = lanes[0][1:3]
         gathered = f"{memory}$row"
         width = max(int(high) for _, _, _, high, _, _ in lanes) + 1
-        if {lane_row for _, lane_row, *_ in lanes} != {row}:
-            return port[0]  # more than one port
+        writes = len(re.findall(rf"^ +{memory}\[[^\n]*<= ", text, re.MULTILINE))
+        if {lane_row for _, lane_row, *_ in lanes} != {row} or writes != len(lanes):
+            return port[0]  # more than one port: both may write bytes of one row
         if f"  reg [{width - 1}:0] {memory} [" not in text or gathered in text:
             return port[0]
         assignments = "".join(
