@@ -195,6 +195,23 @@ class AcceleratorConfig:
         return max(self.line_bytes, self.rows * self.operands_per_element)
 
     @property
+    def activation_byte_order(self) -> tuple[int, ...] | None:
+        """Bytes of a line of the activation scratchpad in the order in which its memories have
+        them; None for that of their addresses.
+
+        Most accesses take ``line_bytes`` of a wider line: the bytes at the same place of each such
+        part lie side by side.
+        """
+        parts = self.left_port_bytes // self.line_bytes
+        if parts == 1:
+            return None
+        return tuple(
+            part * self.line_bytes + place
+            for place in range(self.line_bytes)
+            for part in range(parts)
+        )
+
+    @property
     def tile_bytes(self) -> int:
         """Bytes of one stationary weight tile (every weight mode fills eight bits an element)."""
         return self.rows * self.columns

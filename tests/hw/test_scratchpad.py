@@ -9,12 +9,15 @@ from amaranth.sim import Simulator
 from weft_hw.gateware.interfaces import READ_LATENCY, WRITE_LATENCY
 from weft_hw.gateware.scratchpad import Scratchpad
 
-SHAPES = [  # size, banks, line, readers, writers
-    (64, 2, 4, 2, 2),
-    (128, 4, 4, 3, 2),
-    (128, 1, 8, 2, 1),
-    (512, 8, 16, 4, 3),
-    (32, 2, 2, 1, 1),
+SHAPES = [  # size, banks, line, bytes of readers, of writers
+    (64, 2, 4, (4, 4), (4, 4)),
+    (128, 4, 4, (4, 4, 4), (4, 4)),
+    (128, 1, 8, (8, 8), (8,)),
+    (512, 8, 16, (16,) * 4, (16,) * 3),
+    (32, 2, 2, (2,), (2,)),
+    (512, 4, 16, (16, 4, 4, 4), (4, 4)),
+    (128, 2, 8, (2, 8, 3, 1), (8, 5, 1)),
+    (64, 1, 8, (1, 7), (2,)),
 ]
 
 
@@ -32,9 +35,19 @@ def banks_of(address: int, positions, size: int, banks: int) -> set[int]:
 @pytest.mark.parametrize("inhibit", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> None:
-    size, banks, line, readers, writers = shape
+    size, banks, line, read_bytes, write_bytes = shape
+    readers, writers = len(read_bytes), len(write_bytes)
     rng = random.Random(f"{seed} {shape} {inhibit}")
-    scratchpad = Scratchpad(size, banks, line, readers, writers)
+    scratchpad = Scratchpad(
+        size,
+        banks,
+        line,
+        readers,
+        writers,
+        read_bytes=read_bytes,
+        write_bytes=write_bytes,
+        byte_order=rng.choice([None, rng.sample(range(line), line)]),
+    )
     # By byte: what a read sees; None while writes are under way, or if two writers met there.
     model: list[int | None] = [0] * size
     last_write = [(-WRITE_LATENCY, 0)] * size  # by byte: cycle, writer
@@ -56,7 +69,8 @@ def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> N
                     near_bank_end = rng.randrange(banks) * (size // banks) - rng.randrange(line)
                     address = rng.choice([rng.randrange(size), near_bank_end % size])
                     data = rng.randbytes(line)
-                    strobe = rng.choice([(1 << line) - 1, rng.getrandbits(line), 1, 0])
+                    width = write_bytes[i] if kind == "write" else line
+                    strobe = rng.choice([(1 << width) - 1, rng.getrandbits(width), 1, 0])
                     requests[kind, i] = (address, data, strobe)
                     ctx.set(port.address, address)
                     if kind == "write":
@@ -70,7 +84,7 @@ def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> N
                 if request is None:
                     continue
                 address, data, strobe = request
-                positions = range(line)
+                positions = range(read_bytes[i] if kind == "read" else line)
                 if kind == "write":
                     positions = [k for k in range(line) if strobe >> k & 1]
                 if ctx.get(port.ready):
@@ -84,7 +98,7 @@ def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> N
                     assert kind == "write" or any(
                         other is not None
                         and j != i
-                        and mine & banks_of(other[0], range(line), size, banks)
+                        and mine & banks_of(other[0], range(read_bytes[j]), size, banks)
                         for (other_kind, j), other in requests.items()
                         if other_kind == kind
                     )
@@ -99,7 +113,7 @@ def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> N
                 assert ctx.get(port.data_valid) == (due is not None)
                 if due is not None:
                     seen["data"] += 1
-                    got = ctx.get(port.data).to_bytes(line, "little")
+                    got = ctx.get(port.data).to_bytes(line, "little")[: read_bytes[i]]
                     assert all(want is None or want == have for want, have in zip(due, got))
                 expected[i].append(None)
             for place, value in under_way.pop(0):
@@ -120,7 +134,7 @@ def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> N
                     model[place] = None
                     under_way[-1].append((place, None if meets else data[k]))
             for i, address, _, _ in taken["read"]:
-                where = [(address + k) % size for k in range(line)]
+                where = [(address + k) % size for k in range(read_bytes[i])]
                 seen["mid-air write"] += any(model[w] is None for w in where)
                 expected[i][-1] = [model[w] for w in where]
                 requests["read", i] = None
@@ -210,4 +224,15 @@ def test_wrong_parameters_are_named(arguments, message: str) -> None:
         Scratchpad(*arguments)
     assert str(caught.value) == message
     del caught  # holds the unfinished component, whose end would warn in a later test
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
+@pytest.mark.parametrize("widths", [[4], [4, 5], [0, 4]], ids=str)
+@pytest.mark.parametrize("name", ["read_bytes", "write_bytes"])
+def test_wrong_widths_are_named(name: str, widths: list[int]) -> None:
+    with pytest.raises(ValueError) as caught:
+        Scratchpad(64, 2, 4, 2, 2, **{name: widths})
+    assert str(caught.value) == f"`{name}` must be 2 numbers from 1 to 4, not {widths}"
+    del caught  # as above
     gc.collect()

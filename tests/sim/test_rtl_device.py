@@ -18,6 +18,7 @@ from matmul_program import (
     WEIGHTS,
     MatmulCase,
 )
+from sim.programs import encode, fill_state, serialized
 from weft_hw import PRESETS, WeftError
 from weft_hw.instructions import End, Load, Matrix, Memory, Queue
 from weft_hw.registers import DISPATCH_QUEUE, FaultCause
@@ -70,6 +71,21 @@ def test_matrix_product(
 ) -> None:
     device = opened(stall_probability=stall_probability, seed=seed, latency=1 + 7 * rows)
     run_matmul(device, MatmulCase.random(TINY, rows, rng))
+
+
+@pytest.mark.parametrize("weight_modes", [(8,), (8, 4, 2)], ids=str)
+def test_on_chip_memories_by_address(weight_modes: tuple[int, ...], rng: np.random.Generator):
+    config = dataclasses.replace(TINY, name="flexible", weight_modes=weight_modes)
+    loads, filled = fill_state(config, 0)
+    program = -(-filled // 64) * 64
+    with RtlDevice(config, memory_bytes=program + 4096) as device:
+        dram = rng.integers(0, 256, filled).astype(np.uint8)
+        device.write_memory(0, dram)
+        device.write_memory(program, encode(serialized(loads)))
+        device.run(program, watchdog=2000)
+        read = [device.on_chip.activation, device.on_chip.weight]
+        found = np.concatenate(read).view(np.uint8)
+        assert np.array_equal(found, dram[: len(found)])
 
 
 def test_several_programs_on_one_device(opened: Open, rng: np.random.Generator) -> None:

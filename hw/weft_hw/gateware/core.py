@@ -161,6 +161,8 @@ class Core(wiring.Component):
             readers=len(activation_reads),
             writers=len(activation_writes),
             read_bytes=[len(requester.data) // 8 for requester in activation_reads],
+            write_bytes=[len(requester.data) // 8 for requester in activation_writes],
+            byte_order=config.activation_byte_order,
             told_banks=True,
         )
         activation_banks = (matrix.left_banks, vector.a_banks, vector.b_banks, store.banks)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
@@ -20,6 +20,11 @@ SUB_BANKS = 2  # even and odd lines: an access as wide as a line touches at most
 
 def _log2(value: int) -> int:
     return value.bit_length() - 1
+
+
+def _rounded_up(value: int) -> int:
+    """The next power of two."""
+    return 1 << (value - 1).bit_length()
 
 
 class _Access:
@@ -107,8 +112,12 @@ class Scratchpad(wiring.Component):
 
     Timing::
 
-        read     0 accepted | 1 address chosen, memory | 2 bank chosen | 3 rotated | 4 = `data`
+        read     0 accepted | 1 address chosen, memory | 2 line chosen | 3 bank chosen, rotated
+                 4 = `data`
         write    0 accepted, rotated | 1 arbitrated (and later) | 2 port chosen, memory
+
+    A bank serves one reader at a time, so that it chooses between its two lines for all of them,
+    beside its memories; and a reader of a part of a line's width chooses among so many bytes only.
 
     A read sees what was accepted ``WRITE_LATENCY`` cycles before it, or earlier; what it returns of
     bytes written more recently is not defined. There are at most ``WRITE_LATENCY - 1`` writers.
@@ -119,9 +128,13 @@ class Scratchpad(wiring.Component):
         Powers of two, at least four lines a bank.
     readers, writers : int
         Number of ports.
-    read_bytes : sequence of int
-        Bytes that each reader takes of a line's width: a read that crosses into the next bank with
-        others than these needs one bank only. Without it all.
+    read_bytes, write_bytes : sequence of int
+        Bytes that each reader takes of a line's width, from the first one on, and each writer
+        gives: the others are undefined, and never written. Without it all.
+    byte_order : sequence of int
+        The bytes of a line as a row of the memories has them, lowest bits first; without it from
+        the first one on. A block RAM has a few bytes of a row: if they are those among which narrow
+        accesses choose, no choice leaves it.
     told_banks : bool
         Readers say which banks they need, who may know it before they ask.
 
@@ -150,6 +163,8 @@ class Scratchpad(wiring.Component):
         writers: int,
         *,
         read_bytes: Sequence[int] | None = None,
+        write_bytes: Sequence[int] | None = None,
+        byte_order: Sequence[int] | None = None,
         told_banks: bool = False,
     ) -> None:
         for name, value in (("banks", banks), ("line_bytes", line_bytes)):
@@ -168,12 +183,19 @@ class Scratchpad(wiring.Component):
         if writers >= WRITE_LATENCY:
             raise ValueError(f"`writers` must be at most {WRITE_LATENCY - 1}, not {writers}")
         self._read_bytes = list(read_bytes or [line_bytes] * readers)
-        if len(self._read_bytes) != readers or not all(
-            0 < taken <= line_bytes for taken in self._read_bytes
+        self._write_bytes = list(write_bytes or [line_bytes] * writers)
+        for name, ports, widths in (
+            ("read_bytes", readers, self._read_bytes),
+            ("write_bytes", writers, self._write_bytes),
         ):
-            raise ValueError(
-                f"`read_bytes` must be {readers} numbers from 1 to {line_bytes}, not {read_bytes}"
-            )
+            if len(widths) != ports or not all(0 < width <= line_bytes for width in widths):
+                raise ValueError(
+                    f"`{name}` must be {ports} numbers from 1 to {line_bytes}, not {widths}"
+                )
+        natural = list(range(line_bytes))
+        if sorted(byte_order or natural) != natural:
+            raise ValueError(f"`byte_order` must have 0 to {line_bytes - 1} once each")
+        self._byte_order = None if byte_order is None else list(byte_order)
         self._banks = banks
         self._line_bytes = line_bytes
         self._rows = size_bytes // (banks * SUB_BANKS * line_bytes)
@@ -205,6 +227,20 @@ class Scratchpad(wiring.Component):
         self._elaborate_reads(m, readers)
         self._elaborate_writes(m, writers)
         return m
+
+    def _as_row(self, line: Value) -> Value:
+        """What belongs to the bytes of a line, in the order that the memories have."""
+        return line if self._byte_order is None else self._permuted(line, self._byte_order)
+
+    def _as_line(self, row: Value) -> Value:
+        """The same from the memories' order back to that of addresses."""
+        if self._byte_order is None:
+            return row
+        places = sorted(range(self._line_bytes), key=self._byte_order.__getitem__)
+        return self._permuted(row, places)
+
+    def _permuted(self, value: Value, order: Sequence[int]) -> Value:
+        return Cat(value.word_select(byte, len(value) // self._line_bytes) for byte in order)
 
     def _access(self, m: Module, name: str, address: Value) -> _Access:
         return _Access(
@@ -252,8 +288,65 @@ class Scratchpad(wiring.Component):
             here = [taken.at[side][bank] for taken in accepted]
             rows = [taken.index[side] for taken in accepted]
             m.d.comb += [cell.en.eq(Cat(here).any()), cell.addr.eq(selected(here, rows))]
+        placed = self._placed_bytes(m, accepted, cells)
         for i, port in enumerate(ports):
-            self._elaborate_selection(m, i, port, accepted[i], cells)
+            width = _rounded_up(self._read_bytes[i])
+            self._elaborate_selection(m, i, port, accepted[i], placed[width])
+
+    def _parts(self, m: Module, name: str, first_byte: Value, width: int) -> list[Signal]:
+        """By place: which part of that width of two lines, even and odd, has the byte for it.
+
+        An access of that width takes, of the part in which it begins, the bytes from its own first
+        one on, and those before that place of the part after it.
+        """
+        bits = _log2(width)
+        first = first_byte[bits:]
+        after = Signal.like(first, name=f"{name}_after")
+        parts = [Signal.like(first, name=f"{name}_{place}") for place in range(width)]
+        m.d.comb += after.eq(first + 1)
+        for part, before in zip(parts, _numbers_below(first_byte[:bits])):
+            m.d.comb += part.eq(Mux(before, after, first))
+        return parts
+
+    def _placed_bytes(
+        self, m: Module, accepted: list[SimpleNamespace], cells: dict
+    ) -> dict[int, list[Value]]:
+        """By width of a read: what each bank has for it, each byte at its place modulo the width.
+
+        Of its two lines, an access takes the bytes from its first one's place on, and those before
+        that place of the other: each place of a line has one byte of it, which is registered.
+        """
+        line_bytes = self._line_bytes
+        placed: dict[int, list[Value]] = {_rounded_up(taken): [] for taken in self._read_bytes}
+        for bank in range(self._banks):
+            name = f"bank_{bank}"
+            here = Cat(taken.at[0][bank] | taken.at[1][bank] for taken in accepted)
+            read = Signal(name=f"{name}_read")
+            first_byte = Signal.like(accepted[0].first_byte, name=f"{name}_first_byte")
+            line = Signal(8 * line_bytes, name=f"{name}_line", reset_less=True)
+            even, odd = (self._as_line(cells[bank, side].data) for side in range(SUB_BANKS))
+            m.d.sync += read.eq(here.any())
+            with m.If(here.any()):
+                m.d.sync += first_byte.eq(selected(here, [t.first_byte for t in accepted]))
+            sides = self._parts(m, f"{name}_side", first_byte, line_bytes)
+            with m.If(read):
+                for place, side in enumerate(sides):
+                    bits = slice(8 * place, 8 * place + 8)
+                    m.d.sync += line[bits].eq(Mux(side, odd[bits], even[bits]))
+            for width, banks in placed.items():
+                if width == line_bytes:
+                    banks.append(line)
+                    continue
+                chosen = Signal(8 * width, name=f"{name}_bytes_{width}")
+                parts = self._parts(m, f"{name}_part_{width}", first_byte, width)
+                for place, part in enumerate(parts):
+                    within = Signal(len(part) - 1, name=f"{name}_within_{width}_{place}")
+                    with m.If(read):
+                        m.d.sync += within.eq(part[:-1])
+                    data = [line.word_select(k, 8) for k in range(place, line_bytes, width)]
+                    m.d.comb += chosen.word_select(place, 8).eq(numbered(within, data))
+                banks.append(chosen)
+        return placed
 
     def _accepted_read(
         self, m: Module, i: int, grant: Value, place: _Access, wants: tuple[Value, ...]
@@ -288,43 +381,49 @@ class Scratchpad(wiring.Component):
         return taken
 
     def _elaborate_selection(
-        self, m: Module, i: int, port: wiring.PureInterface, taken: SimpleNamespace, cells: dict
+        self,
+        m: Module,
+        i: int,
+        port: wiring.PureInterface,
+        taken: SimpleNamespace,
+        banks: list[Value],
     ) -> None:
-        """Choose each byte of a line by sub-bank and bank, register, rotate, register.
-
-        Of the two lines, an access takes the bytes from its first one's place on, and those before
-        that place of the other: each place of a line has one byte of it.
-        """
-        line = self._line_bytes
-        offset_bits = _log2(line)
-        fetched, chosen = Signal(name=f"read_{i}_fetched"), Signal(name=f"read_{i}_chosen")
-        offsets = [
-            Signal(offset_bits, name=f"read_{i}_offset_{k}", reset_less=True) for k in (2, 3)
+        """Choose each byte by bank, rotate, register."""
+        width = len(banks[0]) // 8
+        fetched = SimpleNamespace(
+            valid=Signal(name=f"read_{i}_fetched"),
+            number=[
+                Signal.like(number, name=f"read_{i}_fetched_number_{side}")
+                for side, number in enumerate(taken.number)
+            ],
+            first_byte=Signal.like(taken.first_byte, name=f"read_{i}_fetched_byte"),
+        )
+        chosen = Signal(name=f"read_{i}_chosen")
+        offset = Signal(_log2(width), name=f"read_{i}_offset", reset_less=True)
+        m.d.sync += [
+            fetched.valid.eq(taken.valid),
+            chosen.eq(fetched.valid),
+            port.data_valid.eq(chosen),
         ]
-        m.d.sync += [fetched.eq(taken.valid), chosen.eq(fetched), port.data_valid.eq(chosen)]
-        offset, parity = taken.first_byte[:offset_bits], taken.first_byte[offset_bits]
         with m.If(taken.valid):
-            m.d.sync += offsets[0].eq(offset)
-        with m.If(fetched):
-            m.d.sync += offsets[1].eq(offsets[0])
+            m.d.sync += fetched.first_byte.eq(taken.first_byte)
+            m.d.sync += [ours.eq(its) for ours, its in zip(fetched.number, taken.number)]
+        with m.If(fetched.valid):
+            m.d.sync += offset.eq(fetched.first_byte)
 
-        word = Signal(8 * line, name=f"read_{i}_word", reset_less=True)
-        for place in range(line):
-            bits = slice(8 * place, 8 * place + 8)
-            side = parity ^ (offset > place)
-            number = Mux(side, taken.number[1], taken.number[0])
-            source = Signal(len(number) + 1, name=f"read_{i}_source_{place}", reset_less=True)
-            with m.If(taken.valid):
-                m.d.sync += source.eq(Cat(number, side))
-            data = [
-                cells[bank, s].data[bits] for s in range(SUB_BANKS) for bank in range(self._banks)
-            ]
-            with m.If(fetched):
-                m.d.sync += word[bits].eq(numbered(source, data))
+        word = Signal(8 * width, name=f"read_{i}_word")
+        parts = self._parts(m, f"read_{i}_part", fetched.first_byte, width)
+        for place, part in enumerate(parts):
+            number = Mux(part[-1], fetched.number[1], fetched.number[0])
+            source = Signal(len(number), name=f"read_{i}_source_{place}", reset_less=True)
+            with m.If(fetched.valid):
+                m.d.sync += source.eq(number)
+            data = [bank.word_select(place, 8) for bank in banks]
+            m.d.comb += word.word_select(place, 8).eq(numbered(source, data))
 
-        data = Signal(8 * line, reset_less=True, name=f"read_{i}_data")
+        data = Signal(8 * width, reset_less=True, name=f"read_{i}_data")
         with m.If(chosen):
-            m.d.sync += data.eq(_rotated(word, offsets[1]))
+            m.d.sync += data.eq(_rotated(word, offset))
         m.d.comb += port.data.eq(data)
 
     def _elaborate_writes(self, m: Module, cells: dict) -> None:
@@ -340,31 +439,37 @@ class Scratchpad(wiring.Component):
             # A bank serves one writer, so that both sub-banks take the same writer's data.
             here = [write.at[0][bank] | write.at[1][bank] for write in granted]
             data = Signal(8 * self._line_bytes, name=f"write_data_{bank}")
-            m.d.comb += data.eq(selected(here, [write.data for write in granted]))
+            lines = [w.data.replicate(8 * self._line_bytes // len(w.data)) for w in granted]
+            m.d.comb += data.eq(selected(here, lines))
             for side in range(SUB_BANKS):
                 cell = cells[bank, side]
                 at = [write.at[side][bank] & ~self.inhibit for write in granted]
+                mask = selected(at, [write.mask[side] for write in granted])
                 m.d.comb += [
                     cell.addr.eq(selected(here, [write.index[side] for write in granted])),
-                    cell.data.eq(data),
-                    cell.en.eq(selected(at, [write.mask[side] for write in granted])),
+                    cell.data.eq(self._as_row(data)),
+                    cell.en.eq(self._as_row(mask)),
                 ]
 
     def _write_registers(self, i: int, stage: str) -> SimpleNamespace:
         line, sides = self._line_bytes, range(SUB_BANKS)
+        width = _rounded_up(self._write_bytes[i])
         rows = _log2(self._rows)
 
         def name(what: str) -> str:
             return f"write_{i}_{stage}_{what}"
 
         return SimpleNamespace(
-            data=Signal(8 * line, name=name("data"), reset_less=True),
+            data=Signal(8 * width, name=name("data"), reset_less=True),
             mask=[Signal(line, name=name(f"mask_{s}"), reset_less=True) for s in sides],
             index=[Signal(rows, name=name(f"index_{s}"), reset_less=True) for s in sides],
         )
 
     def _held_write(self, m: Module, i: int, port: wiring.PureInterface) -> SimpleNamespace:
-        """The register into which a write is accepted, rotated into its lines."""
+        """The register into which a write is accepted, rotated as its lines have it.
+
+        Of a narrow writer's bytes each has one place modulo their number: lines repeat them.
+        """
         line = self._line_bytes
         place = self._access(m, f"write_{i}", port.address)
         held = self._write_registers(i, "held")
@@ -375,11 +480,11 @@ class Scratchpad(wiring.Component):
             for s in range(SUB_BANKS)
         ]
         held.needs = Signal(self._banks, name=f"write_{i}_needs", reset_less=True)
-        data = Signal(8 * line, name=f"write_{i}_rotated")
+        data = Signal.like(held.data, name=f"write_{i}_rotated", reset_less=False)
         spread = Signal(2 * line, name=f"write_{i}_spread")
         m.d.comb += [
-            data.eq(_rotated(port.data, (-place.offset)[: len(place.offset)])),
-            spread.eq(port.strobe << place.offset),
+            data.eq(_rotated(port.data[: len(data)], (-place.offset)[: _log2(len(data) // 8)])),
+            spread.eq(port.strobe[: len(data) // 8] << place.offset),
         ]
         lines = (spread[:line], spread[line:])
         masks = [Mux(place.parity, lines[1 - side], lines[side]) for side in range(SUB_BANKS)]
@@ -417,6 +522,14 @@ class Scratchpad(wiring.Component):
         with m.Elif(writes):
             m.d.sync += [at.eq(0) for at in taken.at]
         return taken
+
+
+def _numbers_below(value: Value) -> list[Value]:
+    """Whether each number that has as many bits is below the value, without comparators."""
+    below: list[Value] = [Const(0, 1)]
+    for bit in value:
+        below = [bit | one for one in below] + [bit & one for one in below]
+    return below
 
 
 def _rotated(data: Value, places: Value) -> Value:

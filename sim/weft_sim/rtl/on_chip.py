@@ -31,7 +31,9 @@ class OnChip:
     def activation(self) -> NDArray[np.int8]:
         """The activation scratchpad, int8 by byte address."""
         config = self._config
-        return self._scratchpad("activation", config.activation_banks, config.activation_bytes)
+        order = config.activation_byte_order
+        banks, size = config.activation_banks, config.activation_bytes
+        return self._scratchpad("activation", banks, size, order)
 
     @property
     def weight(self) -> NDArray[np.int8]:
@@ -65,11 +67,14 @@ class OnChip:
         cells = self._simulation.memory("tables.lane_0")[:, :1]
         return np.ascontiguousarray(cells).reshape(-1).view(np.int8)
 
-    def _scratchpad(self, name: str, banks: int, size: int) -> NDArray[Any]:
-        """Banks of even and odd lines that alternate."""
+    def _scratchpad(
+        self, name: str, banks: int, size: int, order: tuple[int, ...] | None = None
+    ) -> NDArray[Any]:
+        """Banks of even and odd lines that alternate; ``order``: of the bytes in their rows."""
         pieces = []
         for bank in range(banks):
             sides = [self._simulation.memory(f"{name}.bank_{bank}_{side}") for side in _SIDES]
             line = size // (banks * len(sides) * len(sides[0]))
-            pieces.append(np.stack([side[:, :line] for side in sides], axis=1).reshape(-1))
+            places = np.arange(line) if order is None else np.argsort(order)
+            pieces.append(np.stack([side[:, places] for side in sides], axis=1).reshape(-1))
         return np.concatenate(pieces).view(np.int8)

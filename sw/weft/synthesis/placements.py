@@ -14,8 +14,9 @@ from weft.synthesis.tools import ToolFailed, run_tool
 __all__ = ["Placement", "expected_clock", "place_and_route"]
 
 REPORT = "report.json"
-# The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure.
-_TOLERANT = ("--lpf-allow-unconstrained", "--timing-allow-fail")
+# The wrapper's five pins may lie anywhere; a clock below the aim is a figure, not a failure. With
+# one thread a placement is the same on every machine, and several of them share no processor.
+_COMMON = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--threads", "1")
 _CLOCK = re.compile(r"Max frequency for clock\s+'[^']*': ([0-9.]+) MHz")
 _REFINING = re.compile(r"at iteration #\d+: .*wirelen = (\d+)")
 WORTH_REFINING = 1.05
@@ -81,7 +82,7 @@ def place_and_route(
     ToolFailed
         If routing fails, or every placement does.
     """
-    options = [*command, *_TOLERANT]
+    options = [*command, *_COMMON]
     if len(seeds) == 1:
         placements: tuple[Placement, ...] = (Placement(seeds[0]),)
         place = [*options, "--json", netlist, "--seed", str(seeds[0]), "--report", REPORT]
