@@ -112,12 +112,12 @@ class Scratchpad(wiring.Component):
 
     Timing::
 
-        read     0 accepted | 1 address chosen, memory | 2 line chosen | 3 bank chosen, rotated
-                 4 = `data`
+        read     0 accepted | 1 address chosen, memory | 2 bank chosen | 3 rotated | 4 = `data`
         write    0 accepted, rotated | 1 arbitrated (and later) | 2 port chosen, memory
 
-    A bank serves one reader at a time, so that it chooses between its two lines for all of them,
-    beside its memories; and a reader of a part of a line's width chooses among so many bytes only.
+    That is for readers that all take whole lines. If some take less, a bank, which serves one
+    reader at a time, chooses between its two lines for all of them in cycle 2, beside its memories,
+    and a reader chooses in cycle 3, among as few bytes as it takes, and rotates them.
 
     A read sees what was accepted ``WRITE_LATENCY`` cycles before it, or earlier; what it returns of
     bytes written more recently is not defined. There are at most ``WRITE_LATENCY - 1`` writers.
@@ -288,10 +288,18 @@ class Scratchpad(wiring.Component):
             here = [taken.at[side][bank] for taken in accepted]
             rows = [taken.index[side] for taken in accepted]
             m.d.comb += [cell.en.eq(Cat(here).any()), cell.addr.eq(selected(here, rows))]
+        if self._all_whole:
+            for i, port in enumerate(ports):
+                self._elaborate_own_choice(m, i, port, accepted[i], cells)
+            return
         placed = self._placed_bytes(m, accepted, cells)
         for i, port in enumerate(ports):
             width = _rounded_up(self._read_bytes[i])
-            self._elaborate_selection(m, i, port, accepted[i], placed[width])
+            self._elaborate_shared_choice(m, i, port, accepted[i], placed[width])
+
+    @property
+    def _all_whole(self) -> bool:
+        return all(taken == self._line_bytes for taken in self._read_bytes)
 
     def _parts(self, m: Module, name: str, first_byte: Value, width: int) -> list[Signal]:
         """By place: which part of that width of two lines, even and odd, has the byte for it.
@@ -380,7 +388,7 @@ class Scratchpad(wiring.Component):
             m.d.sync += [at.eq(0) for at in taken.at]
         return taken
 
-    def _elaborate_selection(
+    def _elaborate_shared_choice(
         self,
         m: Module,
         i: int,
@@ -424,6 +432,48 @@ class Scratchpad(wiring.Component):
         data = Signal(8 * width, reset_less=True, name=f"read_{i}_data")
         with m.If(chosen):
             m.d.sync += data.eq(_rotated(word, offset))
+        m.d.comb += port.data.eq(data)
+
+    def _elaborate_own_choice(
+        self, m: Module, i: int, port: wiring.PureInterface, taken: SimpleNamespace, cells: dict
+    ) -> None:
+        """Choose each byte of a line by sub-bank and bank, register, rotate, register.
+
+        Of the two lines, an access takes the bytes from its first one's place on, and those before
+        that place of the other: each place of a line has one byte of it.
+        """
+        line = self._line_bytes
+        offset_bits = _log2(line)
+        fetched, chosen = Signal(name=f"read_{i}_fetched"), Signal(name=f"read_{i}_chosen")
+        offsets = [
+            Signal(offset_bits, name=f"read_{i}_offset_{k}", reset_less=True) for k in (2, 3)
+        ]
+        m.d.sync += [fetched.eq(taken.valid), chosen.eq(fetched), port.data_valid.eq(chosen)]
+        offset, parity = taken.first_byte[:offset_bits], taken.first_byte[offset_bits]
+        with m.If(taken.valid):
+            m.d.sync += offsets[0].eq(offset)
+        with m.If(fetched):
+            m.d.sync += offsets[1].eq(offsets[0])
+
+        word = Signal(8 * line, name=f"read_{i}_word", reset_less=True)
+        for place in range(line):
+            bits = slice(8 * place, 8 * place + 8)
+            side = parity ^ (offset > place)
+            number = Mux(side, taken.number[1], taken.number[0])
+            source = Signal(len(number) + 1, name=f"read_{i}_source_{place}", reset_less=True)
+            with m.If(taken.valid):
+                m.d.sync += source.eq(Cat(number, side))
+            data = [
+                self._as_line(cells[bank, s].data)[bits]
+                for s in range(SUB_BANKS)
+                for bank in range(self._banks)
+            ]
+            with m.If(fetched):
+                m.d.sync += word[bits].eq(numbered(source, data))
+
+        data = Signal(8 * line, reset_less=True, name=f"read_{i}_data")
+        with m.If(chosen):
+            m.d.sync += data.eq(_rotated(word, offsets[1]))
         m.d.comb += port.data.eq(data)
 
     def _elaborate_writes(self, m: Module, cells: dict) -> None:
