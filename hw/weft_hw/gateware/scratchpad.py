@@ -299,6 +299,7 @@ class Scratchpad(wiring.Component):
 
     @property
     def _all_whole(self) -> bool:
+        """Every reader takes whole lines: then each chooses for itself (docs/measurements.md)."""
         return all(taken == self._line_bytes for taken in self._read_bytes)
 
     def _parts(self, m: Module, name: str, first_byte: Value, width: int) -> list[Signal]:
