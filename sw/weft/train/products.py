@@ -6,6 +6,10 @@ below is cut into parts for which that bound is proved from the operands' values
 does not merely multiply and add (Winograd's or Fourier's algorithms, reduced precision) would not
 be exact: :func:`check_products` finds that out with extreme operands. Accelerators choose such
 algorithms freely in float32; there, all is float64.
+
+Kernels of one tap are products of matrices here: what remains of a convolution is which pixels.
+(oneDNN's own way for their weight gradient writes behind its buffer where a processor has AVX2 and
+no AVX-512: version 3.12, ``jit_avx2_1x1_convolution_bwd_weights``, with strides.)
 """
 
 from collections.abc import Iterator
@@ -38,8 +42,17 @@ def _parts(costs: Any) -> Iterator[tuple[int, int]]:
     return pairwise([*cuts, len(costs)])
 
 
+def _taken(source: Any, geometry: Geometry) -> Any:
+    """The pixels (N, rows, columns, C) of images (N, H, W, C) that a kernel of one tap meets."""
+    top, left = geometry.padding
+    padded = functional.pad(source, (0, 0, left, left, top, top))
+    return padded[:, :: geometry.stride[0], :: geometry.stride[1]]
+
+
 def _convolve(source: Any, weights: Any, geometry: Geometry) -> Any:
     """Of images (N, H, W, C) and weights (out, in, y, x): sums (N, H, W, C)."""
+    if geometry.kernel == (1, 1):
+        return _taken(source, geometry) @ weights[:, :, 0, 0].T
     images = source.permute(0, 3, 1, 2)
     if images.shape[1] == 1:
         # Of one channel, strides may stand for either layout, and results of one column were wrong
@@ -119,6 +132,13 @@ def data_gradient(gradient: Any, weights: Any, geometry: Geometry, shape: tuple[
 
 
 def _scatter(gradient: Any, weights: Any, geometry: Geometry, shape: tuple[int, int]) -> Any:
+    if geometry.kernel == (1, 1):
+        (top, left), (height, width) = geometry.padding, shape
+        result = gradient.new_zeros(
+            (len(gradient), height + 2 * top, width + 2 * left, weights.shape[1])
+        )
+        result[:, :: geometry.stride[0], :: geometry.stride[1]] = gradient @ weights[:, :, 0, 0]
+        return result[:, top : top + height, left : left + width]
     spare = [
         size - ((out - 1) * stride - 2 * padding + (kernel - 1) * dilation + 1)
         for size, out, stride, padding, kernel, dilation in zip(
@@ -165,24 +185,33 @@ def weight_gradient(source: Any, gradient: Any, weights: Any, geometry: Geometry
         x, dy = source[start:stop], gradient[start:stop]
         if stop - start == 1 and float(costs[start]) >= EXACT:
             x, dy = x.double(), dy.double()
-        x, dy = x.permute(0, 3, 1, 2), dy.permute(0, 3, 1, 2)
-        if stop - start == 1:  # PyTorch's own routine for this takes no other layout
-            x, dy = (each.clone(memory_format=torch.contiguous_format) for each in (x, dy))
-        part = torch.ops.aten.convolution_backward(
-            dy,
-            x,
-            weights.to(x.dtype).contiguous(),
-            None,
-            geometry.stride,
-            geometry.padding,
-            geometry.dilation,
-            False,
-            (0, 0),
-            1,
-            (False, True, False),
-        )[1].double()
+        part = _correlate(x, dy, weights, geometry).double()
         total = part if total is None else total + part
     return total
+
+
+def _correlate(source: Any, gradient: Any, weights: Any, geometry: Geometry) -> Any:
+    if geometry.kernel == (1, 1):
+        x = _taken(source, geometry).flatten(0, 2)
+        return (gradient.flatten(0, 2).T @ x)[:, :, None, None]
+    images, gradients = (each.permute(0, 3, 1, 2) for each in (source, gradient))
+    if len(images) == 1:  # PyTorch's own routine for this takes no other layout
+        images, gradients = (
+            each.clone(memory_format=torch.contiguous_format) for each in (images, gradients)
+        )
+    return torch.ops.aten.convolution_backward(
+        gradients,
+        images,
+        weights.to(images.dtype).contiguous(),
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        False,
+        (0, 0),
+        1,
+        (False, True, False),
+    )[1]
 
 
 def check_products(
