@@ -20,7 +20,9 @@ Codes = NDArray[np.int8]
 
 def draw_geometry(rng: np.random.Generator) -> Geometry:
     kernel, dilation, stride = rng.integers(1, 4, 2), rng.integers(1, 3, 2), rng.integers(1, 4, 2)
-    padding = [int(rng.integers(0, (k - 1) * d + 1)) for k, d in zip(kernel, dilation, strict=True)]
+    padding = [
+        int(rng.integers(0, max(1, (k - 1) * d) + 1)) for k, d in zip(kernel, dilation, strict=True)
+    ]
     pairs = (tuple(int(each) for each in pair) for pair in (kernel, stride, padding, dilation))
     return Geometry(*pairs)
 
