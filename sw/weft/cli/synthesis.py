@@ -40,6 +40,14 @@ def synth(
         int | None,
         typer.Option("--jobs", min=1, help="Placements at a time; without it one a processor."),
     ] = None,
+    assign_sites: Annotated[
+        bool,
+        typer.Option(
+            "--assign-sites",
+            help="Place again with block RAMs and multipliers where the first placement's wires "
+            "pull them: for machines in which they crowd.",
+        ),
+    ] = False,
     speed_grade: Annotated[
         int | None,
         typer.Option("--speed-grade", help="Of the FPGA; without it the slowest."),
@@ -69,6 +77,7 @@ def synth(
             seed=seed,
             seeds=seeds,
             jobs=jobs or os.cpu_count() or 1,
+            assign_sites=assign_sites,
             speed_grade=speed_grade,
             placer=placer,
             router=router,

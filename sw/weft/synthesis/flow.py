@@ -9,6 +9,7 @@ from typing import Any
 from weft.errors import InputError
 from weft.synthesis.area import Area, ModuleNames, area_by_module, instance_paths, read_cells
 from weft.synthesis.placements import Placement, place_and_route
+from weft.synthesis.sites import require_solvers
 from weft.synthesis.targets import find_target
 from weft.synthesis.timing import CriticalPath, clock_mhz, critical_path
 from weft.synthesis.tools import find_tool, run_tool
@@ -85,6 +86,7 @@ def synthesize_verilog(
     seed: int = 1,
     seeds: int = 1,
     jobs: int = 1,
+    assign_sites: bool = False,
     speed_grade: int | None = None,
     placer: str | None = None,
     router: str | None = None,
@@ -116,6 +118,8 @@ def synthesize_verilog(
         expects the fastest clock is routed.
     jobs : int
         Placements at the same time.
+    assign_sites : bool
+        Choose sites of block RAMs and multipliers from that placement, and place the rest again.
     speed_grade : int or None
         Of the FPGA; None for the slowest.
     placer, router : str or None
@@ -139,6 +143,8 @@ def synthesize_verilog(
     options += _choice("speed", speed_grade or slowest, family.speed_grades, "speed grade")
     options += _choice("placer", placer or family.placer, PLACERS)
     options += _choice("router", router, ROUTERS)
+    if assign_sites:
+        require_solvers()
     directory.mkdir(parents=True, exist_ok=True)
     yosys = find_tool("yosys", packaged=True)  # results differ much between versions
     nextpnr = find_tool(family.place_and_route) if place and family.place_and_route else None
@@ -177,6 +183,7 @@ def synthesize_verilog(
         directory,
         seeds=range(seed, seed + seeds),
         jobs=jobs,
+        assigned=device.few_sites if assign_sites else None,
         progress=progress,
     )
     return SynthesisReport(

@@ -3,12 +3,13 @@
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weft.synthesis.sites import all_sites, choose_sites, pin_cells
 from weft.synthesis.tools import ToolFailed, run_tool
 
 __all__ = ["Placement", "expected_clock", "place_and_route"]
@@ -48,6 +49,7 @@ def place_and_route(
     *,
     seeds: Sequence[int],
     jobs: int = 1,
+    assigned: Mapping[str, int] | None = None,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, Any], tuple[Placement, ...]]:
     """Place a netlist with each seed and route the placement of which nextpnr expects most.
@@ -67,6 +69,9 @@ def place_and_route(
         At least one; a single one is placed and routed in one run.
     jobs : int
         Placements at the same time.
+    assigned : mapping of str to int, optional
+        Types of cell, and how many of each the FPGA has. Their sites are chosen anew from the most
+        promising placement (:mod:`weft.synthesis.sites`), and the others placed around them.
     progress : callable
         Told each step, also from other threads.
 
@@ -83,13 +88,16 @@ def place_and_route(
         If routing fails, or every placement does.
     """
     options = [*command, *_COMMON]
-    if len(seeds) == 1:
+    if len(seeds) == 1 and not assigned:
         placements: tuple[Placement, ...] = (Placement(seeds[0]),)
         place = [*options, "--json", netlist, "--seed", str(seeds[0]), "--report", REPORT]
         run_tool(place, directory, "nextpnr.log", lambda step: progress(f"nextpnr: {step}"))
     else:
         placements = _place(options, netlist, directory, seeds, jobs, progress)
         seed = placements[0].seed
+        if assigned:
+            first = _place_anew(options, netlist, directory, placements[0], assigned, progress)
+            placements = (first, *placements[1:])
         route = [*options, "--json", _placed(seed), "--seed", str(seed), "--no-pack", "--no-place"]
         run_tool(
             [*route, "--report", REPORT],
@@ -103,6 +111,32 @@ def place_and_route(
 
 def _placed(seed: int) -> str:
     return f"placed-{seed}.json"
+
+
+def _place_anew(
+    options: Sequence[str],
+    netlist: str,
+    directory: Path,
+    placement: Placement,
+    assigned: Mapping[str, int],
+    progress: Callable[[str], None],
+) -> Placement:
+    """A placement instead of that one, around cells whose sites are chosen from it."""
+    progress("choosing sites of block RAMs and multipliers")
+    seed = placement.seed
+    sites = choose_sites(directory / _placed(seed), all_sites(options, directory, assigned))
+    if not sites:
+        return placement
+    pinned, log = "pinned.json", f"place-{seed}-pinned.log"
+    pin_cells(directory / netlist, directory / pinned, sites)
+    run = [*options, "--json", pinned, "--seed", str(seed), "--no-route"]
+    run_tool(
+        [*run, "--write", _placed(seed)],
+        directory,
+        log,
+        lambda step: progress(f"nextpnr, seed {seed}, {len(sites)} cells pinned: {step}"),
+    )
+    return Placement(seed, expected_clock((directory / log).read_text()))
 
 
 class _GivenUp(Exception):

@@ -53,6 +53,17 @@ class Target:
     options: tuple[str, ...]
     available: Area
 
+    @property
+    def few_sites(self) -> dict[str, int]:
+        """Types of cell that take a multiplier or a block RAM, and how many of each there are."""
+        counts = {}
+        for kind, area in self.family.cells.items():
+            if area == Area(multipliers=1):
+                counts[kind] = self.available.multipliers
+            elif area == Area(block_rams=1):
+                counts[kind] = self.available.block_rams
+        return counts
+
 
 _ECP5 = Family(
     synthesis=ecp5.COMMANDS,
