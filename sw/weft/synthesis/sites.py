@@ -154,8 +154,11 @@ class _Placed:
         ):
             ends, others = self.cell[rest], bound[rest]
             length = np.maximum(1.0, np.abs(at[ends] - at[others]))
-            pairs.append((ends, others, 1 / (scale[rest] * length)))
-        return tuple(np.concatenate(each) for each in zip(*pairs, strict=True))
+            pairs.append((ends, others, 1 / (scale[rest] * length), np.flatnonzero(rest)))
+        ends, others, weights, pin = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        # Net by net: weights of equal pairs are summed in this order, and sites may tie.
+        order = np.argsort(pin, kind="stable")
+        return ends[order], others[order], weights[order]
 
 
 def choose_sites(file: Path, sites: Mapping[str, Sequence[Site]]) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Target:
     def few_sites(self) -> dict[str, int]:
         """Types of cell that take a multiplier or a block RAM, and how many of each there are."""
         counts = {}
-        for kind, area in self.family.cells.items():
+        for kind, area in sorted(self.family.cells.items()):
             if area == Area(multipliers=1):
                 counts[kind] = self.available.multipliers
             elif area == Area(block_rams=1):
