@@ -32,12 +32,15 @@ def banks_of(address: int, positions, size: int, banks: int) -> set[int]:
     return {(address + i) % size // (size // banks) for i in positions}
 
 
+@pytest.mark.parametrize("by_bank", [False, True], ids=["readers choose", "banks choose"])
 @pytest.mark.parametrize("inhibit", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> None:
+def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, by_bank: bool, seed: int) -> None:
     size, banks, line, read_bytes, write_bytes = shape
+    if not by_bank and min(read_bytes) < line:
+        pytest.skip("banks always choose where a reader takes less than a line")
     readers, writers = len(read_bytes), len(write_bytes)
-    rng = random.Random(f"{seed} {shape} {inhibit}")
+    rng = random.Random(f"{seed} {shape} {inhibit} {by_bank}")
     scratchpad = Scratchpad(
         size,
         banks,
@@ -47,6 +50,7 @@ def test_random_traffic_equals_a_bytearray(shape, inhibit: bool, seed: int) -> N
         read_bytes=read_bytes,
         write_bytes=write_bytes,
         byte_order=rng.choice([None, rng.sample(range(line), line)]),
+        choose_by_bank=by_bank,
     )
     # By byte: what a read sees; None while writes are under way, or if two writers met there.
     model: list[int | None] = [0] * size

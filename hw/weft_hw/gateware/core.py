@@ -168,7 +168,13 @@ class Core(wiring.Component):
         activation_banks = (matrix.left_banks, vector.a_banks, vector.b_banks, store.banks)
         m.d.comb += [port.eq(mask) for port, mask in zip(activation.read_banks, activation_banks)]
         m.submodules.weight = weight = Scratchpad(
-            config.weight_bytes, config.weight_banks, line, readers=2, writers=1, told_banks=True
+            config.weight_bytes,
+            config.weight_banks,
+            line,
+            readers=2,
+            writers=1,
+            choose_by_bank=len(config.weight_modes) > 1,  # as the activation scratchpad then does
+            told_banks=True,
         )
         for port, mask in zip(weight.read_banks, (matrix.top_banks, vector.weight_b_banks)):
             m.d.comb += port.eq(mask)

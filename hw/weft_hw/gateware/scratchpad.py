@@ -115,7 +115,7 @@ class Scratchpad(wiring.Component):
         read     0 accepted | 1 address chosen, memory | 2 bank chosen | 3 rotated | 4 = `data`
         write    0 accepted, rotated | 1 arbitrated (and later) | 2 port chosen, memory
 
-    That is for readers that all take whole lines. If some take less, a bank, which serves one
+    That is where every reader chooses for itself. With ``choose_by_bank`` a bank, which serves one
     reader at a time, chooses between its two lines for all of them in cycle 2, beside its memories,
     and a reader chooses in cycle 3, among as few bytes as it takes, and rotates them.
 
@@ -135,6 +135,9 @@ class Scratchpad(wiring.Component):
         The bytes of a line as a row of the memories has them, lowest bits first; without it from
         the first one on. A block RAM has a few bytes of a row: if they are those among which narrow
         accesses choose, no choice leaves it.
+    choose_by_bank : bool
+        Banks choose between their lines; always so where a reader takes less than a line. It takes
+        fewer look-up tables; which one routes better differs (docs/measurements.md).
     told_banks : bool
         Readers say which banks they need, who may know it before they ask.
 
@@ -165,6 +168,7 @@ class Scratchpad(wiring.Component):
         read_bytes: Sequence[int] | None = None,
         write_bytes: Sequence[int] | None = None,
         byte_order: Sequence[int] | None = None,
+        choose_by_bank: bool = False,
         told_banks: bool = False,
     ) -> None:
         for name, value in (("banks", banks), ("line_bytes", line_bytes)):
@@ -201,6 +205,8 @@ class Scratchpad(wiring.Component):
         self._rows = size_bytes // (banks * SUB_BANKS * line_bytes)
         address_bits = _log2(size_bytes)
         self._told = told_banks
+        narrow = any(taken < line_bytes for taken in self._read_bytes)
+        self._choose_by_bank = choose_by_bank or narrow
         members: dict[str, object] = {
             "reads": In(ReadPort(address_bits, line_bytes)).array(readers),
             "writes": In(WritePort(address_bits, line_bytes)).array(writers),
@@ -288,7 +294,7 @@ class Scratchpad(wiring.Component):
             here = [taken.at[side][bank] for taken in accepted]
             rows = [taken.index[side] for taken in accepted]
             m.d.comb += [cell.en.eq(Cat(here).any()), cell.addr.eq(selected(here, rows))]
-        if self._all_whole:
+        if not self._choose_by_bank:
             for i, port in enumerate(ports):
                 self._elaborate_own_choice(m, i, port, accepted[i], cells)
             return
@@ -296,11 +302,6 @@ class Scratchpad(wiring.Component):
         for i, port in enumerate(ports):
             width = _rounded_up(self._read_bytes[i])
             self._elaborate_shared_choice(m, i, port, accepted[i], placed[width])
-
-    @property
-    def _all_whole(self) -> bool:
-        """Every reader takes whole lines: then each chooses for itself (docs/measurements.md)."""
-        return all(taken == self._line_bytes for taken in self._read_bytes)
 
     def _parts(self, m: Module, name: str, first_byte: Value, width: int) -> list[Signal]:
         """By place: which part of that width of two lines, even and odd, has the byte for it.
