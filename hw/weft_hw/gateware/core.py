@@ -173,7 +173,7 @@ class Core(wiring.Component):
             line,
             readers=2,
             writers=1,
-            choose_by_bank=len(config.weight_modes) > 1,  # as the activation scratchpad then does
+            choose_by_bank=activation.choose_by_bank,
             told_banks=True,
         )
         for port, mask in zip(weight.read_banks, (matrix.top_banks, vector.weight_b_banks)):

@@ -206,7 +206,7 @@ class Scratchpad(wiring.Component):
         address_bits = _log2(size_bytes)
         self._told = told_banks
         narrow = any(taken < line_bytes for taken in self._read_bytes)
-        self._choose_by_bank = choose_by_bank or narrow
+        self.choose_by_bank = choose_by_bank or narrow
         members: dict[str, object] = {
             "reads": In(ReadPort(address_bits, line_bytes)).array(readers),
             "writes": In(WritePort(address_bits, line_bytes)).array(writers),
@@ -294,7 +294,7 @@ class Scratchpad(wiring.Component):
             here = [taken.at[side][bank] for taken in accepted]
             rows = [taken.index[side] for taken in accepted]
             m.d.comb += [cell.en.eq(Cat(here).any()), cell.addr.eq(selected(here, rows))]
-        if not self._choose_by_bank:
+        if not self.choose_by_bank:
             for i, port in enumerate(ports):
                 self._elaborate_own_choice(m, i, port, accepted[i], cells)
             return

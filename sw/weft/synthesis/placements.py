@@ -66,7 +66,7 @@ def place_and_route(
     netlist : str
         File of it in the directory, where reports, logs and placements are left as well.
     seeds : sequence of int
-        At least one; a single one is placed and routed in one run.
+        At least one; a single one is placed and routed in one run, if no sites are assigned.
     jobs : int
         Placements at the same time.
     assigned : mapping of str to int, optional

@@ -44,7 +44,7 @@ class Site:
 def require_solvers() -> None:
     """Raise MissingExtra if what solves for the sites is not installed."""
     try:
-        import scipy  # noqa: F401
+        import scipy  # noqa: F401  (only to name the extra that may be missing)
     except ImportError as error:
         raise missing_extra("SciPy", "synth", purpose="choosing sites of memories") from error
 
