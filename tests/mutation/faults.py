@@ -167,7 +167,7 @@ FAULTS = (
         ("test_scratchpad.py",),
     ),
     Fault(
-        "scratchpad.py",
+        "scratchpad_reads.py",
         "part.eq(Mux(before, after, first))",
         "part.eq(first)",
         "what lies behind the end of a line comes from the line itself",

@@ -3,6 +3,7 @@
 from amaranth.hdl import Cat, Module, ResetInserter, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.block_memory import BlockFifo
@@ -17,10 +18,6 @@ WORD_BITS = 8 * WORD_BYTES
 def word_layout() -> data.StructLayout:
     """A word of the program; ``error``: the bus answered one of its beats with an error."""
     return data.StructLayout({"data": unsigned(WORD_BITS), "error": unsigned(1)})
-
-
-def _log2(value: int) -> int:
-    return value.bit_length() - 1
 
 
 class Fetch(wiring.Component):
@@ -80,7 +77,7 @@ class Fetch(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
-        beat_bits, burst_bits = _log2(config.bus_bytes), _log2(config.burst_beats)
+        beat_bits, burst_bits = exact_log2(config.bus_bytes), exact_log2(config.burst_beats)
         active = Signal()
         with m.If(self.start):
             m.d.sync += active.eq(1)

@@ -3,28 +3,26 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
+from amaranth.utils import ceil_log2, exact_log2
 
 from weft_hw.config import AcceleratorConfig
 from weft_hw.gateware.arbiter import BankArbiter
 from weft_hw.gateware.block_memory import NO_COLLISION
-from weft_hw.gateware.choice import numbered, selected
+from weft_hw.gateware.choice import selected
 from weft_hw.gateware.interfaces import WRITE_LATENCY, ReadPort, WritePort
+from weft_hw.gateware.scratchpad_reads import (
+    choose_among_banks,
+    choose_among_lines,
+    placed_bytes,
+    rotated,
+)
 
 __all__ = ["Scratchpad", "activation_banks_read", "weight_banks_read"]
 
 SUB_BANKS = 2  # even and odd lines: an access as wide as a line touches at most one of each
-
-
-def _log2(value: int) -> int:
-    return value.bit_length() - 1
-
-
-def _rounded_up(value: int) -> int:
-    """The next power of two."""
-    return 1 << (value - 1).bit_length()
 
 
 class _Access:
@@ -86,9 +84,9 @@ def _banks_read(
     place = _Access(
         m,
         name,
-        address[: _log2(banks * bank_bytes)],
-        offset_bits=_log2(line),
-        index_bits=_log2(bank_bytes // (SUB_BANKS * line)),
+        address[: exact_log2(banks * bank_bytes)],
+        offset_bits=exact_log2(line),
+        index_bits=exact_log2(bank_bytes // (SUB_BANKS * line)),
         banks=banks,
     )
     even, odd = place.wanted(line, taken)
@@ -203,7 +201,7 @@ class Scratchpad(wiring.Component):
         self._banks = banks
         self._line_bytes = line_bytes
         self._rows = size_bytes // (banks * SUB_BANKS * line_bytes)
-        address_bits = _log2(size_bytes)
+        address_bits = exact_log2(size_bytes)
         self._told = told_banks
         narrow = any(taken < line_bytes for taken in self._read_bytes)
         self.choose_by_bank = choose_by_bank or narrow
@@ -253,8 +251,8 @@ class Scratchpad(wiring.Component):
             m,
             name,
             address,
-            offset_bits=_log2(self._line_bytes),
-            index_bits=_log2(self._rows),
+            offset_bits=exact_log2(self._line_bytes),
+            index_bits=exact_log2(self._rows),
             banks=self._banks,
         )
 
@@ -294,69 +292,18 @@ class Scratchpad(wiring.Component):
             here = [taken.at[side][bank] for taken in accepted]
             rows = [taken.index[side] for taken in accepted]
             m.d.comb += [cell.en.eq(Cat(here).any()), cell.addr.eq(selected(here, rows))]
+        lines = [
+            (self._as_line(cells[bank, 0].data), self._as_line(cells[bank, 1].data))
+            for bank in range(self._banks)
+        ]
         if not self.choose_by_bank:
             for i, port in enumerate(ports):
-                self._elaborate_own_choice(m, i, port, accepted[i], cells)
+                choose_among_lines(m, i, port, accepted[i], lines)
             return
-        placed = self._placed_bytes(m, accepted, cells)
-        for i, port in enumerate(ports):
-            width = _rounded_up(self._read_bytes[i])
-            self._elaborate_shared_choice(m, i, port, accepted[i], placed[width])
-
-    def _parts(self, m: Module, name: str, first_byte: Value, width: int) -> list[Signal]:
-        """By place: which part of that width of two lines, even and odd, has the byte for it.
-
-        An access of that width takes, of the part in which it begins, the bytes from its own first
-        one on, and those before that place of the part after it.
-        """
-        bits = _log2(width)
-        first = first_byte[bits:]
-        after = Signal.like(first, name=f"{name}_after")
-        parts = [Signal.like(first, name=f"{name}_{place}") for place in range(width)]
-        m.d.comb += after.eq(first + 1)
-        for part, before in zip(parts, _numbers_below(first_byte[:bits])):
-            m.d.comb += part.eq(Mux(before, after, first))
-        return parts
-
-    def _placed_bytes(
-        self, m: Module, accepted: list[SimpleNamespace], cells: dict
-    ) -> dict[int, list[Value]]:
-        """By width of a read: what each bank has for it, each byte at its place modulo the width.
-
-        Of its two lines, an access takes the bytes from its first one's place on, and those before
-        that place of the other: each place of a line has one byte of it, which is registered.
-        """
-        line_bytes = self._line_bytes
-        placed: dict[int, list[Value]] = {_rounded_up(taken): [] for taken in self._read_bytes}
-        for bank in range(self._banks):
-            name = f"bank_{bank}"
-            here = Cat(taken.at[0][bank] | taken.at[1][bank] for taken in accepted)
-            read = Signal(name=f"{name}_read")
-            first_byte = Signal.like(accepted[0].first_byte, name=f"{name}_first_byte")
-            line = Signal(8 * line_bytes, name=f"{name}_line", reset_less=True)
-            even, odd = (self._as_line(cells[bank, side].data) for side in range(SUB_BANKS))
-            m.d.sync += read.eq(here.any())
-            with m.If(here.any()):
-                m.d.sync += first_byte.eq(selected(here, [t.first_byte for t in accepted]))
-            sides = self._parts(m, f"{name}_side", first_byte, line_bytes)
-            with m.If(read):
-                for place, side in enumerate(sides):
-                    bits = slice(8 * place, 8 * place + 8)
-                    m.d.sync += line[bits].eq(Mux(side, odd[bits], even[bits]))
-            for width, banks in placed.items():
-                if width == line_bytes:
-                    banks.append(line)
-                    continue
-                chosen = Signal(8 * width, name=f"{name}_bytes_{width}")
-                parts = self._parts(m, f"{name}_part_{width}", first_byte, width)
-                for place, part in enumerate(parts):
-                    within = Signal(len(part) - 1, name=f"{name}_within_{width}_{place}")
-                    with m.If(read):
-                        m.d.sync += within.eq(part[:-1])
-                    data = [line.word_select(k, 8) for k in range(place, line_bytes, width)]
-                    m.d.comb += chosen.word_select(place, 8).eq(numbered(within, data))
-                banks.append(chosen)
-        return placed
+        widths = [1 << ceil_log2(taken) for taken in self._read_bytes]
+        placed = placed_bytes(m, accepted, lines, widths)
+        for i, (port, width) in enumerate(zip(ports, widths)):
+            choose_among_banks(m, i, port, accepted[i], placed[width])
 
     def _accepted_read(
         self, m: Module, i: int, grant: Value, place: _Access, wants: tuple[Value, ...]
@@ -374,7 +321,7 @@ class Scratchpad(wiring.Component):
                 for s in range(SUB_BANKS)
             ],
             first_byte=Signal(
-                _log2(self._line_bytes) + 1, name=f"read_{i}_first_byte", reset_less=True
+                exact_log2(self._line_bytes) + 1, name=f"read_{i}_first_byte", reset_less=True
             ),
         )
         m.d.sync += taken.valid.eq(grant)
@@ -389,94 +336,6 @@ class Scratchpad(wiring.Component):
         with m.Elif(taken.valid):
             m.d.sync += [at.eq(0) for at in taken.at]
         return taken
-
-    def _elaborate_shared_choice(
-        self,
-        m: Module,
-        i: int,
-        port: wiring.PureInterface,
-        taken: SimpleNamespace,
-        banks: list[Value],
-    ) -> None:
-        """Choose each byte by bank, rotate, register."""
-        width = len(banks[0]) // 8
-        fetched = SimpleNamespace(
-            valid=Signal(name=f"read_{i}_fetched"),
-            number=[
-                Signal.like(number, name=f"read_{i}_fetched_number_{side}")
-                for side, number in enumerate(taken.number)
-            ],
-            first_byte=Signal.like(taken.first_byte, name=f"read_{i}_fetched_byte"),
-        )
-        chosen = Signal(name=f"read_{i}_chosen")
-        offset = Signal(_log2(width), name=f"read_{i}_offset", reset_less=True)
-        m.d.sync += [
-            fetched.valid.eq(taken.valid),
-            chosen.eq(fetched.valid),
-            port.data_valid.eq(chosen),
-        ]
-        with m.If(taken.valid):
-            m.d.sync += fetched.first_byte.eq(taken.first_byte)
-            m.d.sync += [ours.eq(its) for ours, its in zip(fetched.number, taken.number)]
-        with m.If(fetched.valid):
-            m.d.sync += offset.eq(fetched.first_byte)
-
-        word = Signal(8 * width, name=f"read_{i}_word")
-        parts = self._parts(m, f"read_{i}_part", fetched.first_byte, width)
-        for place, part in enumerate(parts):
-            number = Mux(part[-1], fetched.number[1], fetched.number[0])
-            source = Signal(len(number), name=f"read_{i}_source_{place}", reset_less=True)
-            with m.If(fetched.valid):
-                m.d.sync += source.eq(number)
-            data = [bank.word_select(place, 8) for bank in banks]
-            m.d.comb += word.word_select(place, 8).eq(numbered(source, data))
-
-        data = Signal(8 * width, reset_less=True, name=f"read_{i}_data")
-        with m.If(chosen):
-            m.d.sync += data.eq(_rotated(word, offset))
-        m.d.comb += port.data.eq(data)
-
-    def _elaborate_own_choice(
-        self, m: Module, i: int, port: wiring.PureInterface, taken: SimpleNamespace, cells: dict
-    ) -> None:
-        """Choose each byte of a line by sub-bank and bank, register, rotate, register.
-
-        Of the two lines, an access takes the bytes from its first one's place on, and those before
-        that place of the other: each place of a line has one byte of it.
-        """
-        line = self._line_bytes
-        offset_bits = _log2(line)
-        fetched, chosen = Signal(name=f"read_{i}_fetched"), Signal(name=f"read_{i}_chosen")
-        offsets = [
-            Signal(offset_bits, name=f"read_{i}_offset_{k}", reset_less=True) for k in (2, 3)
-        ]
-        m.d.sync += [fetched.eq(taken.valid), chosen.eq(fetched), port.data_valid.eq(chosen)]
-        offset, parity = taken.first_byte[:offset_bits], taken.first_byte[offset_bits]
-        with m.If(taken.valid):
-            m.d.sync += offsets[0].eq(offset)
-        with m.If(fetched):
-            m.d.sync += offsets[1].eq(offsets[0])
-
-        word = Signal(8 * line, name=f"read_{i}_word", reset_less=True)
-        for place in range(line):
-            bits = slice(8 * place, 8 * place + 8)
-            side = parity ^ (offset > place)
-            number = Mux(side, taken.number[1], taken.number[0])
-            source = Signal(len(number) + 1, name=f"read_{i}_source_{place}", reset_less=True)
-            with m.If(taken.valid):
-                m.d.sync += source.eq(Cat(number, side))
-            data = [
-                self._as_line(cells[bank, s].data)[bits]
-                for s in range(SUB_BANKS)
-                for bank in range(self._banks)
-            ]
-            with m.If(fetched):
-                m.d.sync += word[bits].eq(numbered(source, data))
-
-        data = Signal(8 * line, reset_less=True, name=f"read_{i}_data")
-        with m.If(chosen):
-            m.d.sync += data.eq(_rotated(word, offsets[1]))
-        m.d.comb += port.data.eq(data)
 
     def _elaborate_writes(self, m: Module, cells: dict) -> None:
         held = [self._held_write(m, i, port) for i, port in enumerate(self.writes)]
@@ -505,8 +364,8 @@ class Scratchpad(wiring.Component):
 
     def _write_registers(self, i: int, stage: str) -> SimpleNamespace:
         line, sides = self._line_bytes, range(SUB_BANKS)
-        width = _rounded_up(self._write_bytes[i])
-        rows = _log2(self._rows)
+        width = 1 << ceil_log2(self._write_bytes[i])
+        rows = exact_log2(self._rows)
 
         def name(what: str) -> str:
             return f"write_{i}_{stage}_{what}"
@@ -535,7 +394,7 @@ class Scratchpad(wiring.Component):
         data = Signal.like(held.data, name=f"write_{i}_rotated", reset_less=False)
         spread = Signal(2 * line, name=f"write_{i}_spread")
         m.d.comb += [
-            data.eq(_rotated(port.data[: len(data)], (-place.offset)[: _log2(len(data) // 8)])),
+            data.eq(rotated(port.data[: len(data)], (-place.offset)[: exact_log2(len(data) // 8)])),
             spread.eq(port.strobe[: len(data) // 8] << place.offset),
         ]
         lines = (spread[:line], spread[line:])
@@ -574,18 +433,3 @@ class Scratchpad(wiring.Component):
         with m.Elif(writes):
             m.d.sync += [at.eq(0) for at in taken.at]
         return taken
-
-
-def _numbers_below(value: Value) -> list[Value]:
-    """Whether each number that has as many bits is below the value, without comparators."""
-    below: list[Value] = [Const(0, 1)]
-    for bit in value:
-        below = [bit | one for one in below] + [bit & one for one in below]
-    return below
-
-
-def _rotated(data: Value, places: Value) -> Value:
-    """Byte k is byte k + ``places`` of the data, after the last one the first again."""
-    for bit, moves in enumerate(places):
-        data = Mux(moves, data.rotate_right(8 << bit), data)
-    return data
