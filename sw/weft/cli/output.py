@@ -1,8 +1,10 @@
 """How commands speak: one JSON object on standard output, or rich text for people."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +14,9 @@ __all__ = ["Output", "Stage"]
 
 Stage = Callable[[str, float | None], None]
 """Progress callback: name of the stage, and the finished fraction where it is known."""
+
+SECONDS_BETWEEN_LINES = 60.0
+"""Where no terminal shows a spinner, stages are told at most so often."""
 
 
 class Output:
@@ -39,12 +44,22 @@ class Output:
 
     @contextmanager
     def stages(self) -> Iterator[Stage]:
-        """A spinner that shows the stage of a long build; nothing stays if nothing was slow."""
+        """The stage of a long build: a spinner, of which nothing stays, or on no terminal lines.
+
+        Lines go to standard error, so that a log of an hour's place and route shows where it is.
+        """
+        started = told = monotonic()
         with self.console.status("") as status:
 
             def update(stage: str, fraction: float | None = None) -> None:
+                nonlocal told
                 share = "" if fraction is None else f" {fraction:.0%}"
                 status.update(f"{stage}{share}")
+                now = monotonic()
+                if not self.console.is_terminal and now - told >= SECONDS_BETWEEN_LINES:
+                    told = now
+                    line = f"after {(now - started) / 60:.0f} min: {stage}{share}"
+                    print(line, file=sys.stderr, flush=True)
 
             yield update
 
