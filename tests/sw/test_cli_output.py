@@ -1,6 +1,7 @@
 """How commands tell the stage of a long build where no terminal shows a spinner."""
 
 import pytest
+from rich.console import Console
 
 from weft.cli import output
 
@@ -26,3 +27,16 @@ def test_a_quick_command_tells_no_stage(as_json: bool, capsys: pytest.CaptureFix
         stage("compiling")
     told = capsys.readouterr()
     assert told.out.strip() == "" and told.err.strip() == ""
+
+
+def test_a_terminal_gets_no_lines_beside_its_spinner(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one shows no spinner
+    told = output.Output(as_json=False)
+    told.console = Console(force_terminal=True)
+    with told.stages() as stage:
+        stage("compiling")
+    written = capsys.readouterr()  # Rich sends lines for standard error through its own console
+    assert "compiling" in written.out and "after" not in written.out + written.err
